@@ -1,0 +1,170 @@
+"""Configuration: one TOML file is one run. Unknown keys are errors, keys carry their units, nothing is inherited.
+
+Flags of the command line and `key=value` overrides end in the same models, and the resolved configuration is
+saved in every output.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fengwu_ghr.errors import UsageError
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for suffix, base in (("iB", 1024), ("B", 1000), ("", 1024))
+}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelSection(Section):
+    """`name`: a checkpoint folder, a name under $FENGWU_GHR_MODELS, or an untrained architecture."""
+
+    name: str
+
+
+class InputSection(Section):
+    """`files` are GRIB files; `time` picks the initial time when they hold several."""
+
+    files: tuple[Path, ...] = Field(min_length=1)
+    time: datetime | None = None
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        return parse_time(value) if isinstance(value, str) else value
+
+
+class ForecastSection(Section):
+    """What is computed and what of it is kept; the restart state is always whole."""
+
+    lead_time_hours: int = Field(240, gt=0)
+    variables: tuple[str, ...] = ()
+    levels: tuple[int, ...] = ()
+    leads_hours: tuple[int, ...] = ()
+    area: tuple[float, float, float, float] | None = None
+    keep_bits: int | None = Field(None, ge=1, le=23)
+
+    @model_validator(mode="after")
+    def _area_is_a_box(self) -> "ForecastSection":
+        if self.area is not None and not -90 <= self.area[2] < self.area[0] <= 90:
+            raise ValueError(f"area is north, west, south, east with south < north; got {self.area}")
+        return self
+
+
+class OutputSection(Section):
+    """`zarr` is the run store; GRIB files and a NetCDF file are written beside it when asked for."""
+
+    zarr: Path
+    grib: Path | None = None
+    netcdf: Path | None = None
+    overwrite: bool = False
+
+
+class ComputeSection(Section):
+    """`threads` 0 means one per core; without `memory_budget` 80 % of the memory that is free is taken."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(0, ge=0)
+    memory_budget: int | None = Field(None, gt=0)
+    accept_numerics: bool = False
+
+    @field_validator("memory_budget", mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        return parse_bytes(value) if isinstance(value, str) else value
+
+
+class RunConfig(Section):
+    """One forecast from one initial time."""
+
+    model: ModelSection
+    input: InputSection
+    output: OutputSection
+    forecast: ForecastSection = ForecastSection()
+    compute: ComputeSection = ComputeSection()
+
+    @property
+    def lead_time(self) -> timedelta:
+        return timedelta(hours=self.forecast.lead_time_hours)
+
+
+def load_config(path: Path | None, *, flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a file, overlaid by flags (`section.key`, None = not given), then by `key=value`.
+
+    Raises UsageError naming every key that is unknown, missing or out of range.
+    """
+    tree = _read_toml(path) if path else {}
+    given = [(key, value) for key, value in flags.items() if value not in (None, (), [])]
+    for key, value in given + [_split_override(text) for text in overrides]:
+        _set(tree, key, value)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(f"the configuration is not valid:\n{_explain(error)}") from None
+
+
+def parse_bytes(text: str) -> int:
+    """`20GiB`, `500 MB`, `12G` or a plain number of bytes."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2] not in _UNITS:
+        raise ValueError(
+            f"a size is a number with B, KB, KiB, MB, MiB, GB or GiB, such as 20GiB; got {text!r}"
+        )
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_time(text: str) -> datetime:
+    """`2024-01-31T12`, `2024-01-31 12:00`, `2024013112`: naive UTC."""
+    digits = re.sub(r"[^0-9]", "", text.removesuffix("Z"))
+    if len(digits) not in (8, 10, 12, 14):
+        raise ValueError(f"a time is written as 2024-01-31T12:00 (UTC); got {text!r}")
+    return datetime.strptime(digits.ljust(14, "0"), "%Y%m%d%H%M%S")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
+
+
+def _split_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise UsageError(
+            f"an override is written section.key=value, as forecast.lead_time_hours=48; got {text!r}"
+        )
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    section, _, name = key.partition(".")
+    inside = tree.setdefault(section, {})
+    if not isinstance(inside, dict):
+        raise UsageError(f"[{section}] must be a section of the configuration; got {inside!r}")
+    inside[name] = value
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        value = "" if item["type"] == "missing" else f"; got {item['input']!r}"
+        lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{value}")
+    return "\n".join(lines)

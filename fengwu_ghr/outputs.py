@@ -1,0 +1,140 @@
+"""Outputs: a lead time's fields go to every sink in the background, bounded, and a failure stops the run there.
+
+While the model computes lead n + 1, threads turn the master state of lead n into product fields, compress and
+encode them. One lead is in flight at most: handing over the next one waits for it, and raises what it raised.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32
+
+from fengwu_ghr.errors import ConformanceError
+from fengwu_ghr.grib.encode import GribEncoder, lead_file_name, write_messages
+from fengwu_ghr.store import LeadWriter, RunStore
+from fengwu_ghr.variables import Channel
+
+ProductField = Float32[np.ndarray, "lat lon"]
+
+
+class Sink(Protocol):
+    """Takes the fields of one lead at a time; `field` is called from several threads, in any order."""
+
+    def begin(self, lead: timedelta) -> None:
+        """Prepare for the fields of this lead."""
+
+    def field(self, channel: Channel, values: ProductField) -> None:
+        """Take one product field, in registry units."""
+
+    def commit(self) -> None:
+        """Make the lead durable; every field has been taken."""
+
+
+class ZarrSink:
+    """Fields into a run store; the lead exists once it is committed there."""
+
+    def __init__(self, store: RunStore, initial_time: datetime) -> None:
+        self._store, self._initial_time = store, initial_time
+        self._writer: LeadWriter | None = None
+
+    def begin(self, lead: timedelta) -> None:
+        self._writer = self._store.begin_lead(self._initial_time, lead)
+
+    def field(self, channel: Channel, values: ProductField) -> None:
+        assert self._writer is not None
+        self._writer.write(channel, values)
+
+    def commit(self) -> None:
+        assert self._writer is not None
+        self._writer.commit()
+
+
+class GribSink:
+    """One GRIB2 file per lead, messages in channel order, with its index beside it."""
+
+    def __init__(
+        self, folder: Path, encoder: GribEncoder, initial_time: datetime, *, channels: Sequence[Channel]
+    ) -> None:
+        self._folder, self._encoder, self._initial_time = folder, encoder, initial_time
+        self._channels = channels
+        self._lead = timedelta(0)
+        self._messages: dict[Channel, bytes] = {}
+
+    def path(self, lead: timedelta) -> Path:
+        return self._folder / lead_file_name(self._initial_time, lead)
+
+    def begin(self, lead: timedelta) -> None:
+        self._lead, self._messages = lead, {}
+
+    def field(self, channel: Channel, values: ProductField) -> None:
+        if channel.definition.is_accumulated and not self._lead:
+            return  # an accumulation over the hours before the initial time is no forecast product
+        self._messages[channel] = self._encoder.encode(
+            channel, values, initial_time=self._initial_time, lead=self._lead
+        )
+
+    def commit(self) -> None:
+        ordered = [(c, self._messages[c]) for c in self._channels if c in self._messages]
+        write_messages(self.path(self._lead), ordered)
+        self._messages = {}
+
+
+class Outputs:
+    """Writes leads to sinks in the background; the last sink commits last and decides that the lead exists."""
+
+    def __init__(self, sinks: Sequence[Sink], channels: Sequence[Channel], *, threads: int) -> None:
+        self._sinks, self._channels = sinks, channels
+        self._fields = ThreadPoolExecutor(threads, thread_name_prefix="field")
+        self._leads = ThreadPoolExecutor(1, thread_name_prefix="lead")
+        self._in_flight: Future[None] | None = None
+
+    def submit(
+        self, lead: timedelta, product: Callable[[Channel], ProductField], *, after: Callable[[], None]
+    ) -> None:
+        """Start writing a lead; waits for the one in flight first. `after` runs once the lead is committed.
+
+        `product` is called from several threads and must be safe to call until `wait` returns.
+        """
+        self.wait()
+        self._in_flight = self._leads.submit(self._write, lead, product, after)
+
+    def wait(self) -> None:
+        """Return when no lead is in flight; raises what the last one failed with."""
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            in_flight.result()
+
+    def close(self) -> None:
+        """Stop the threads; a lead in flight is finished first, its failure is the caller's to fetch by `wait`."""
+        self._leads.shutdown()
+        self._fields.shutdown()
+
+    def _write(
+        self, lead: timedelta, product: Callable[[Channel], ProductField], after: Callable[[], None]
+    ) -> None:
+        for sink in self._sinks:
+            sink.begin(lead)
+        tasks = [self._fields.submit(self._write_field, channel, product) for channel in self._channels]
+        try:
+            for task in tasks:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+        for sink in self._sinks:
+            sink.commit()
+        after()
+
+    def _write_field(self, channel: Channel, product: Callable[[Channel], ProductField]) -> None:
+        values = product(channel)
+        if not np.isfinite(values).all():
+            count = int(values.size - np.isfinite(values).sum())
+            raise ConformanceError(
+                f"{channel.description} has {count} values that are not finite; the run stops here"
+            )
+        for sink in self._sinks:
+            sink.field(channel, values)
