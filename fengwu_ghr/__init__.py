@@ -1,0 +1,69 @@
+"""FengWu-GHR: a GRIB analysis in, a 0.09-degree global forecast in Zarr and GRIB out.
+
+Read the package in the order of this list: a module uses only modules above it. For the main path in a minute, read
+`state` (the one noun), `rollout` (State -> State, State, ...) and `forecast` (one initial time from end to end).
+
+    errors                what can go wrong; each error carries the exit code of the command line
+    config                TOML -> strict models; an unknown key is an error
+    grid                  where the numbers are: product, backbone and network grids, cell areas
+    variables             what the numbers mean: the registry of variables, the channel sets
+    state                 State: values, channels, grid, valid time, lead. The one noun
+
+    grib.messages         what GRIB files hold, read from the headers in worker processes
+    grib.derive           fields computed from others: gh -> z, r -> q
+    grib.decode           files -> Analysis: every channel of the initial time, or an error naming what is missing
+    grib.encode           a field -> a GRIB2 message; messages -> a file and its index
+    regrid                any source grid -> any grid of ours, exact at poles and dateline
+    store                 the run store: sharded Zarr; plan, write a lead, commit it, what is complete
+
+    normalise             physical values <-> what the network sees
+    attention.window      exact attention inside windows of the sphere
+    backbone              the 0.25-degree network on one page
+    transfer              its weights at 0.09 degrees: split, recombine, exchange, adapt per lead step
+    checkpoint            model.toml and safetensors, strict and hashed; where a model name is found
+    engine                Stepper: what a rollout needs from a network
+    engine.torch_engine   the stepper that runs the torch network within a memory budget
+
+    rollout               State -> State, State, ...; restart
+    outputs               sinks for Zarr, GRIB and NetCDF: asynchronous, bounded, failing loudly
+    preflight             everything that can be known before work starts
+    forecast              one initial time from end to end
+    synthetic             an analytic atmosphere for the demonstration and the tests
+    plot                  maps and meteograms
+    cli                   the verbs of `fengwu-ghr`, thin
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fengwu_ghr.grid import LatLonGrid, NetworkGrid, product_grid
+    from fengwu_ghr.state import State
+    from fengwu_ghr.variables import Channel, channel_set
+
+    __version__: str
+
+_PUBLIC = {
+    "State": ("state", "State"),
+    "LatLonGrid": ("grid", "LatLonGrid"),
+    "NetworkGrid": ("grid", "NetworkGrid"),
+    "product_grid": ("grid", "product_grid"),
+    "Channel": ("variables", "Channel"),
+    "channel_set": ("variables", "channel_set"),
+}
+
+__all__ = ["Channel", "LatLonGrid", "NetworkGrid", "State", "channel_set", "product_grid"]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported on first use: importing the package loads nothing else (PEP 562)."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("fengwu_ghr")
+    if name not in _PUBLIC:
+        raise AttributeError(f"fengwu_ghr has no {name!r}; its public names are {', '.join(_PUBLIC)}")
+    module, attribute = _PUBLIC[name]
+    return getattr(import_module(f"fengwu_ghr.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

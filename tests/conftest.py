@@ -1,0 +1,49 @@
+"""What every test shares: checked array annotations, a private cache, seeded numbers, real data where there is any."""
+
+import os
+import shutil
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+# Before the package is first imported: from here on, every annotated shape and dtype is checked at each call.
+install_import_hook("fengwu_ghr", "beartype.beartype")
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+_CACHE = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps the user's caches, models and display out of the tests; child processes inherit it."""
+    config.stash[_CACHE] = tempfile.mkdtemp(prefix="fengwu-ghr-tests-")
+    os.environ["FENGWU_GHR_CACHE"] = config.stash[_CACHE]
+    os.environ.pop("FENGWU_GHR_MODELS", None)
+    os.environ["MPLBACKEND"] = "Agg"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_CACHE], ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped, deselected = (len(terminalreporter.stats.get(kind, ())) for kind in ("skipped", "deselected"))
+    terminalreporter.write_line(f"skipped tests: {skipped}; left for make test-full: {deselected}")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real GRIB files; tests that need it skip where there is none."""
+    folder = Path(os.environ.get("FENGWU_GHR_DATA", _REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is no folder; set FENGWU_GHR_DATA to one")
+    return folder
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers that depend on the test's name only: not on order, selection or the hash seed."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
