@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -228,20 +229,22 @@ class NetworkGrid:
 
     def refill_beyond_poles(
         self,
-        values: Float32[np.ndarray, "channel row column"],
+        values: Float32[Any, "channel row column"],
         *,
-        sign: Float32[np.ndarray, " channel"],
-        offset: Float32[np.ndarray, " channel"],
+        sign: Float32[Any, " channel"],
+        offset: Float32[Any, " channel"],
     ) -> None:
         """Rebuild, in place, the first and last rows as sign x (rows inside) + offset; nothing for `pixel`.
 
-        `Normalisation.across_pole` gives both: vector components change sign when one walks over a pole.
+        `Normalisation.across_pole` gives both: vector components change sign when one walks over a pole. Only
+        slices are used, so that numpy arrays and tensors on any device are served alike.
         """
         if not self.has_rows_beyond_poles:
             return
         half = values.shape[2] // 2
         for outer, source in ((0, 2), (-1, -3)):
-            values[:, outer] = np.roll(values[:, source], half, axis=-1) * sign[:, None] + offset[:, None]
+            for here, opposite in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
+                values[:, outer, here] = values[:, source, opposite] * sign[:, None] + offset[:, None]
 
 
 @lru_cache

@@ -7,6 +7,7 @@ encode them. One lead is in flight at most: handing over the next one waits for 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -93,14 +94,23 @@ class Outputs:
         self._in_flight: Future[None] | None = None
 
     def submit(
-        self, lead: timedelta, product: Callable[[Channel], ProductField], *, after: Callable[[], None]
+        self,
+        lead: timedelta,
+        product: Callable[[Channel], ProductField],
+        *,
+        after: Callable[[], None] | None = None,
     ) -> None:
-        """Start writing a lead; waits for the one in flight first. `after` runs once the lead is committed.
+        """Start writing a lead, once the one in flight is done; `after` runs when the lead is committed.
 
-        `product` is called from several threads and must be safe to call until `wait` returns.
+        `product` is called from several threads and must be safe to call until `wait` returns. Raises what the
+        lead before failed with.
         """
+        self.run(partial(self._write, lead, product, after))
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Start a job in the background, once the one in flight is done."""
         self.wait()
-        self._in_flight = self._leads.submit(self._write, lead, product, after)
+        self._in_flight = self._leads.submit(job)
 
     def wait(self) -> None:
         """Return when no lead is in flight; raises what the last one failed with."""
@@ -114,7 +124,10 @@ class Outputs:
         self._fields.shutdown()
 
     def _write(
-        self, lead: timedelta, product: Callable[[Channel], ProductField], after: Callable[[], None]
+        self,
+        lead: timedelta,
+        product: Callable[[Channel], ProductField],
+        after: Callable[[], None] | None,
     ) -> None:
         for sink in self._sinks:
             sink.begin(lead)
@@ -127,7 +140,8 @@ class Outputs:
                 task.cancel()
         for sink in self._sinks:
             sink.commit()
-        after()
+        if after is not None:
+            after()
 
     def _write_field(self, channel: Channel, product: Callable[[Channel], ProductField]) -> None:
         values = product(channel)

@@ -11,7 +11,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Before the package is first imported: from here on, every annotated shape and dtype is checked at each call.
-install_import_hook("fengwu_ghr", "beartype.beartype")
+install_import_hook("fengwu_ghr", "typechecker.check")
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _CACHE = pytest.StashKey[str]()

@@ -1,0 +1,421 @@
+"""The verbs of `fengwu-ghr`: each reads its options, calls one function of the package and shows what came."""
+
+import functools
+import json
+import signal
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fengwu_ghr.errors import FengwuError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from fengwu_ghr.config import RunConfig
+    from fengwu_ghr.forecast import ForecastResult
+    from fengwu_ghr.preflight import ForecastPlan
+
+app = typer.Typer(
+    help="High-resolution global forecasts: GRIB analyses in, Zarr and GRIB forecasts out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+models_app = typer.Typer(
+    no_args_is_help=True, help="List, create and verify checkpoints.", rich_markup_mode=None
+)
+app.add_typer(models_app, name="models")
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every detail.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Checkpoint folder, model name or untrained architecture.")
+]
+Inputs = Annotated[list[Path] | None, typer.Option("--input", help="GRIB file; may be given several times.")]
+Date = Annotated[
+    str | None, typer.Option(help="Initial date, YYYYMMDD, where the input holds several times.")
+]
+Time = Annotated[str | None, typer.Option(help="Initial hour, HH (UTC), with --date.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="TOML file; flags and overrides come after it.")
+]
+MoreFiles = Annotated[
+    list[str] | None, typer.Argument(help="More input files, or overrides section.key=value.")
+]
+Budget = Annotated[
+    str | None, typer.Option("--memory-budget", help="Bound on the memory of the process, as 20GiB.")
+]
+Threads = Annotated[int | None, typer.Option(help="Threads; default one per core.")]
+Store = Annotated[Path, typer.Argument(help="A run store, NAME.zarr.")]
+
+
+def verb(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors into messages and exit codes; stop cleanly on Ctrl-C and SIGTERM."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        from fengwu_ghr import console
+
+        signal.signal(signal.SIGTERM, _interrupt)
+        console.set_verbosity(quiet=options.get("quiet", False), verbose=options.get("verbose", False))
+        try:
+            command(*args, **options)
+        except FengwuError as error:
+            raise typer.Exit(console.report_error(error)) from None
+        except KeyboardInterrupt:
+            stopped = Interrupted("stopped; what is committed stands, run the same command again to resume")
+            raise typer.Exit(console.report_error(stopped)) from None
+        except BrokenPipeError:
+            raise typer.Exit(0) from None
+
+    return run
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@app.command(epilog="Example: fengwu-ghr inspect analysis.grib2 run.zarr")
+@verb
+def inspect(
+    paths: Annotated[list[Path], typer.Argument(help="GRIB files, checkpoint folders, run stores.")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what GRIB files, checkpoints and run stores hold."""
+    from fengwu_ghr import console
+    from fengwu_ghr.inspection import describe
+
+    descriptions = describe(paths)
+    if as_json:
+        typer.echo(json.dumps([d.facts for d in descriptions], indent=2))
+        return
+    for description in descriptions:
+        console.show_table(description.title, description.columns, description.rows)
+
+
+@app.command(epilog="Example: fengwu-ghr check --model ghr-tiny-0p09 --input analysis.grib2 --lead-time 24")
+@verb
+def check(
+    files: MoreFiles = None,
+    model: Model = None,
+    input_: Inputs = None,
+    date: Date = None,
+    time: Time = None,
+    lead_time: Annotated[int | None, typer.Option(help="Hours to forecast.")] = None,
+    config: Config = None,
+    memory_budget: Budget = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say whether a forecast could run, and what it would take, without running it."""
+    flags = {
+        "model.name": model,
+        "input.time": _initial_time(date, time),
+        "forecast.lead_time_hours": lead_time,
+        "output.zarr": "forecast.zarr",
+        "compute.memory_budget": memory_budget,
+        "compute.threads": threads,
+    }
+    _show_plan(_plan(_configuration(config, flags, input_, files)))
+
+
+@app.command(
+    epilog="Example: fengwu-ghr forecast --model ghr-tiny-0p09 --input analysis.grib2 --output run.zarr "
+    "--grib grib --lead-time 24"
+)
+@verb
+def forecast(
+    files: MoreFiles = None,
+    model: Model = None,
+    input_: Inputs = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The run store to write, NAME.zarr.")
+    ] = None,
+    grib: Annotated[Path | None, typer.Option(help="Folder for one GRIB2 file per lead.")] = None,
+    netcdf: Annotated[Path | None, typer.Option(help="NetCDF file of all leads, written at the end.")] = None,
+    lead_time: Annotated[int | None, typer.Option(help="Hours to forecast; default 240.")] = None,
+    date: Date = None,
+    time: Time = None,
+    variables: Annotated[str | None, typer.Option(help="Keep these variables only: z,t,2t.")] = None,
+    levels: Annotated[str | None, typer.Option(help="Keep these levels (hPa) only: 500,850.")] = None,
+    leads: Annotated[str | None, typer.Option(help="Keep these leads (hours) only: 0,24,48.")] = None,
+    area: Annotated[str | None, typer.Option(help="Keep this box only: north,west,south,east.")] = None,
+    keep_bits: Annotated[
+        int | None, typer.Option(help="Round to so many mantissa bits (1-23) in the store.")
+    ] = None,
+    config: Config = None,
+    memory_budget: Budget = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    threads: Threads = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    accept_numerics: Annotated[
+        bool, typer.Option("--accept-numerics", help="Resume although the rest will not be byte-equal.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Forecast from one analysis; run again after any stop to resume."""
+    flags = {
+        "model.name": model,
+        "input.time": _initial_time(date, time),
+        "output.zarr": output,
+        "output.grib": grib,
+        "output.netcdf": netcdf,
+        "output.overwrite": overwrite or None,
+        "forecast.lead_time_hours": lead_time,
+        "forecast.variables": _list(variables, str),
+        "forecast.levels": _list(levels, int),
+        "forecast.leads_hours": _list(leads, int),
+        "forecast.area": _list(area, float),
+        "forecast.keep_bits": keep_bits,
+        "compute.device": device,
+        "compute.precision": precision,
+        "compute.threads": threads,
+        "compute.memory_budget": memory_budget,
+        "compute.accept_numerics": accept_numerics or None,
+    }
+    _forecast(_configuration(config, flags, input_, files), quiet=quiet)
+
+
+@app.command(epilog="Example: fengwu-ghr export run.zarr --grib grib --netcdf run.nc")
+@verb
+def export(
+    store: Store,
+    grib: Annotated[Path | None, typer.Option(help="Folder for one GRIB2 file per lead.")] = None,
+    netcdf: Annotated[Path | None, typer.Option(help="NetCDF file of all committed leads.")] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write GRIB or NetCDF from a run store."""
+    from fengwu_ghr import console
+    from fengwu_ghr.export import export_grib, export_netcdf
+    from fengwu_ghr.store import RunStore
+
+    if grib is None and netcdf is None:
+        raise UsageError("say what to export: --grib FOLDER, --netcdf FILE or both")
+    with RunStore.open(store) as run:
+        for initial_time in run.plan.initial_times if grib else ():
+            for path in export_grib(run, initial_time, Path(str(grib))):
+                console.OUT.print(str(path), markup=False)
+    if netcdf:
+        console.OUT.print(str(export_netcdf(store, netcdf)), markup=False)
+
+
+@app.command(epilog="Example: fengwu-ghr point run.zarr --at 52.5,13.4 --output berlin")
+@verb
+def point(
+    store: Store,
+    at: Annotated[str, typer.Option(help="Latitude,longitude in degrees.")],
+    variables: Annotated[str, typer.Option(help="Fields to show: 2t,msl,z500.")] = "2t,msl,10u,10v,z500,t850",
+    output: Annotated[
+        Path | None, typer.Option(help="Name of the CSV and PNG; default: beside the store.")
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """A meteogram: the forecast at a place as CSV and PNG."""
+    from fengwu_ghr import console
+    from fengwu_ghr.views import write_meteogram
+
+    latitude, longitude = _pair(at)
+    stem = output or store.with_name(f"{store.stem}_{latitude:g}_{longitude:g}")
+    for path in write_meteogram(
+        store, _list(variables, str), latitude=latitude, longitude=longitude, stem=stem
+    ):
+        console.OUT.print(str(path), markup=False)
+
+
+@app.command(
+    epilog="Example: fengwu-ghr plot run.zarr --variable z --level 500 --lead-time 24 --output map.png"
+)
+@verb
+def plot(
+    store: Store,
+    variable: Annotated[str, typer.Option(help="Variable, as z or 2t.")],
+    level: Annotated[int | None, typer.Option(help="Pressure level in hPa.")] = None,
+    lead_time: Annotated[int, typer.Option(help="Lead time in hours.")] = 24,
+    time: Annotated[str | None, typer.Option(help="Initial time; default: the store's first.")] = None,
+    output: Annotated[Path, typer.Option(help="Picture to write; the suffix says which kind.")] = Path(
+        "map.png"
+    ),
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Draw a map of one field."""
+    from fengwu_ghr import console
+    from fengwu_ghr.views import write_map
+
+    lead = timedelta(hours=lead_time)
+    console.OUT.print(
+        str(write_map(store, variable, level, lead=lead, time=time, output=output)), markup=False
+    )
+
+
+@app.command(epilog="Example: fengwu-ghr demo --output demo-output")
+@verb
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for everything the demonstration makes.")] = Path(
+        "demo-output"
+    ),
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """The whole chain on an embedded analysis: forecast, GRIB, map, meteogram."""
+    from fengwu_ghr import console
+    from fengwu_ghr.demo import run_demo
+    from fengwu_ghr.inspection import describe
+    from fengwu_ghr.views import write_map, write_meteogram
+
+    with console.LeadProgress(quiet=quiet) as progress:
+        result = run_demo(output, reporter=progress)
+    day = timedelta(hours=24)
+    picture = write_map(result.store, "z", 500, lead=day, time=None, output=output / "z500.png")
+    series = write_meteogram(
+        result.store, ("2t", "msl", "z500"), latitude=52.5, longitude=13.4, stem=output / "berlin"
+    )
+    _show_result(result)
+    console.show_facts("Pictures", [("map", picture), ("meteogram", ", ".join(map(str, series)))])
+    for description in describe([result.store, result.grib_files[-1]]):
+        console.show_table(description.title, description.columns, description.rows)
+
+
+@models_app.command("list", epilog="Example: fengwu-ghr models list")
+@verb
+def models_list(quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """The models that a name finds, and the architectures that can be created."""
+    from fengwu_ghr import console
+    from fengwu_ghr.checkpoint import list_models
+
+    rows = [(m.name, m.state, m.description, m.path or "made on first use") for m in list_models()]
+    console.show_table("models", ("name", "state", "what it is", "where"), rows)
+
+
+@models_app.command(
+    "create", epilog="Example: fengwu-ghr models create ghr-tiny-1p8 --init zero --output persistence"
+)
+@verb
+def models_create(
+    architecture: Annotated[str, typer.Argument(help="Architecture and grid, as ghr-tiny-1p8.")],
+    output: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+    init: Annotated[
+        str, typer.Option(help="zero (persistence) or random (a small bounded tendency).")
+    ] = "random",
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    channels: Annotated[str, typer.Option(help="Channel set: ghr-69, ghr-74, ghr-88, fengwu-69.")] = "ghr-69",
+    registration: Annotated[str, typer.Option(help="nested or pixel.")] = "nested",
+    split: Annotated[str, typer.Option(help="Where the nine sub-fields part: pixel or token.")] = "pixel",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make an untrained checkpoint."""
+    from fengwu_ghr import console
+    from fengwu_ghr.checkpoint import Checkpoint, create_model
+
+    create_model(
+        architecture,
+        init=init,
+        seed=seed,
+        output=output,
+        channel_set=channels,
+        registration=registration,
+        split=split,
+    )
+    console.show_facts(f"{output} is a checkpoint now", Checkpoint.open(output).facts().items())
+
+
+@models_app.command("verify", epilog="Example: fengwu-ghr models verify ghr-tiny-1p8")
+@verb
+def models_verify(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder or model name.")],
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Check a checkpoint's files against their hashes, and its tensors against its architecture."""
+    from fengwu_ghr import console
+    from fengwu_ghr.checkpoint import verify_model
+
+    console.show_facts(f"{model} is whole", verify_model(model).facts().items())
+
+
+def _configuration(
+    path: Path | None, flags: dict[str, Any], inputs: list[Path] | None, more: list[str] | None
+) -> "RunConfig":
+    from fengwu_ghr.config import load_config
+
+    more = more or []
+    overrides = [text for text in more if "=" in text and not Path(text).exists()]
+    files = [*(inputs or []), *(Path(text) for text in more if text not in overrides)]
+    return load_config(path, flags=flags | {"input.files": files}, overrides=overrides)
+
+
+def _plan(config: "RunConfig") -> "ForecastPlan":
+    from fengwu_ghr.preflight import plan_forecast
+
+    return plan_forecast(config)
+
+
+def _forecast(config: "RunConfig", *, quiet: bool) -> None:
+    from fengwu_ghr import console
+    from fengwu_ghr.forecast import run_forecast
+
+    plan = _plan(config)
+    if not quiet:
+        _show_plan(plan)
+    with console.LeadProgress(quiet=quiet) as progress:
+        result = run_forecast(config, reporter=progress, plan=plan)
+    _show_result(result)
+
+
+def _show_plan(plan: "ForecastPlan") -> None:
+    from fengwu_ghr import console
+
+    console.show_facts("The forecast that will run", plan.facts())
+
+
+def _show_result(result: "ForecastResult") -> None:
+    from fengwu_ghr import console
+
+    facts: list[tuple[str, object]] = [("run store", result.store)]
+    if result.grib_files:
+        facts.append(("GRIB", f"{len(result.grib_files)} files in {result.grib_files[0].parent}"))
+    if result.netcdf:
+        facts.append(("NetCDF", result.netcdf))
+    facts.append(("time", console.human_duration(result.seconds)))
+    facts.append(("peak memory", console.human_bytes(result.peak_bytes)))
+    console.show_facts("Products", facts)
+
+
+def _initial_time(date: str | None, time: str | None) -> str | None:
+    if date is None and time is not None:
+        raise UsageError(f"--time {time} needs --date")
+    return None if date is None else f"{date} {(time or '00').zfill(2)}"
+
+
+def _list(text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part.strip()) for part in (text or "").split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"a list of numbers is written 1,2,3; got {text!r}") from None
+
+
+def _pair(text: str) -> tuple[float, float]:
+    values = _list(text, float)
+    if len(values) != 2:
+        raise UsageError(f"a place is written latitude,longitude, as 52.5,13.4; got {text!r}")
+    return values[0], values[1]
+
+
+def main() -> None:
+    app(prog_name="fengwu-ghr")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What the command line shows: tables, progress with rate and time to go, errors with their exit codes."""
+
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from time import perf_counter
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fengwu_ghr.errors import FengwuError
+
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+LOG = logging.getLogger("fengwu_ghr")
+
+
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Log lines go to the standard error: warnings when quiet, everything when verbose."""
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    LOG.setLevel(level)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    if not OUT.is_terminal:
+        OUT.width = 160  # a pipe has no width; do not fold what a program reads
+    OUT.print(table)
+
+
+def show_facts(title: str, facts: Iterable[tuple[str, object]]) -> None:
+    """A titled list of names and values."""
+    OUT.print(f"[bold]{title}[/bold]")
+    for name, value in facts:
+        OUT.print(f"  {name:<18} {value}", markup=False)
+
+
+def report_error(error: BaseException) -> int:
+    """Print what went wrong; returns the exit code."""
+    code = error.exit_code if isinstance(error, FengwuError) else 1
+    ERR.print("error:", style="bold red", end=" ")
+    ERR.print(str(error), markup=False)
+    return code
+
+
+def human_bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def human_duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return str(timedelta(seconds=round(seconds)))
+
+
+class LeadProgress(AbstractContextManager["LeadProgress"]):
+    """Progress over the leads of a forecast: a bar on a terminal, a log line per lead elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._bar: Progress | None = None
+        self._bar_wanted = ERR.is_terminal and not quiet
+        self._start = perf_counter()
+        self._first, self._total = 0, 0
+
+    def __enter__(self) -> "LeadProgress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def note(self, text: str) -> None:
+        LOG.info(text)
+
+    def begin(self, done: int, total: int) -> None:
+        """Start counting steps; `done` of them lie behind from an earlier run."""
+        self._start, self._first, self._total = perf_counter(), done, total
+        if self._bar_wanted:
+            columns = (
+                "[bold]forecast[/bold]",
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[pace]}"),
+            )
+            self._bar = Progress(*columns, TimeElapsedColumn(), console=ERR)
+            self._bar.add_task("steps", total=total, completed=done, pace="")
+            self._bar.start()
+
+    def stepped(self, done: int, lead: timedelta) -> None:
+        """One more step has been computed; `done` in all."""
+        pace = self._pace(done)
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=done, pace=pace)
+        else:
+            LOG.info("+%g h (%d of %d steps, %s)", lead / timedelta(hours=1), done, self._total, pace)
+
+    def _pace(self, done: int) -> str:
+        each = (perf_counter() - self._start) / max(1, done - self._first)
+        return f"{human_duration(each)} a step, {human_duration(each * (self._total - done))} to go"

@@ -1,0 +1,254 @@
+"""Preflight: everything that can be known before work starts, and every reason not to start.
+
+Planning opens the checkpoint, reads the headers of the input, works out memory, disk and time, and encodes every
+output template once. It writes nothing but caches.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from fengwu_ghr.checkpoint import Checkpoint, resolve_model
+from fengwu_ghr.config import ForecastSection, RunConfig
+from fengwu_ghr.engine.torch_engine import BATCHES, Compute
+from fengwu_ghr.errors import OutputError, ResourceError, UsageError
+from fengwu_ghr.grib.decode import AnalysisPlan, plan_analysis
+from fengwu_ghr.grib.encode import check_templates
+from fengwu_ghr.grid import LatLonGrid
+from fengwu_ghr.store import StorePlan
+from fengwu_ghr.variables import Channel, variable
+
+BASE_BYTES = 700 * 2**20
+"""The process with its libraries, before any field."""
+ZARR_RATIO, GRIB_BYTES_PER_POINT = 1.6, 1.2
+"""What lossless compression leaves, and 16-bit CCSDS: typical of analyses, on the safe side."""
+MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes the run will hold at its peak, by part, and how many sub-fields that lets run together."""
+
+    parts: dict[str, int]
+    batch: int
+    budget: int
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, eq=False)
+class ForecastPlan:
+    """A forecast that can start: what is computed, what is kept, what it takes."""
+
+    config: RunConfig
+    checkpoint: Checkpoint
+    analyses: tuple[AnalysisPlan, ...]
+    channels: tuple[Channel, ...]
+    grid: LatLonGrid
+    rows: slice
+    columns: Int64[np.ndarray, " column"]
+    leads: tuple[timedelta, ...]
+    memory: MemoryPlan
+    threads: int
+    disk_bytes: int
+
+    @property
+    def initial_time(self) -> datetime:
+        return self.analyses[-1].valid_time
+
+    @property
+    def step(self) -> timedelta:
+        return timedelta(hours=self.checkpoint.step_hours)
+
+    @property
+    def steps(self) -> int:
+        """Steps up to the last lead that is kept."""
+        return self.leads[-1] // self.step
+
+    @property
+    def store(self) -> StorePlan:
+        return StorePlan(
+            channels=self.channels,
+            grid=self.grid,
+            initial_times=(self.initial_time,),
+            leads=self.leads,
+            keep_bits=self.config.forecast.keep_bits,
+        )
+
+    @property
+    def compute(self) -> Compute:
+        section = self.config.compute
+        return Compute(section.device, section.precision, self.threads, self.memory.batch)
+
+
+def plan_forecast(config: RunConfig) -> ForecastPlan:
+    """The plan of a forecast. Raises the error that the forecast would end with, where it can be foreseen.
+
+    UsageError for options, InputError for the input, ResourceError for memory, OutputError for the disk,
+    ConformanceError for an output that cannot be encoded.
+    """
+    checkpoint = Checkpoint.open(resolve_model(config.model.name))
+    channels = select_channels(checkpoint.channel_set.channels, config.forecast)
+    leads = select_leads(config.forecast, step_hours=checkpoint.step_hours)
+    grid, rows, columns = select_area(checkpoint.network.product, config.forecast.area)
+    analyses = _plan_analyses(config, checkpoint)
+    threads = config.compute.threads or os.cpu_count() or 1
+    plan = ForecastPlan(
+        config=config,
+        checkpoint=checkpoint,
+        analyses=analyses,
+        channels=channels,
+        grid=grid,
+        rows=rows,
+        columns=columns,
+        leads=leads,
+        memory=plan_memory(checkpoint, analyses, config.compute.memory_budget, threads=threads),
+        threads=threads,
+        disk_bytes=_disk_bytes(config, checkpoint, len(channels) * len(leads) * grid.points),
+    )
+    _check_disk(plan)
+    if config.output.grib:
+        check_templates(grid, channels)
+    return plan
+
+
+def select_channels(channels: Sequence[Channel], wanted: ForecastSection) -> tuple[Channel, ...]:
+    """The channels whose products are kept; raises UsageError naming what the model does not have."""
+    names = {_variable_name(name) for name in wanted.variables}
+    unknown = names - {c.variable for c in channels}
+    if unknown:
+        known = ", ".join(dict.fromkeys(c.variable for c in channels))
+        raise UsageError(f"the model has no {', '.join(sorted(unknown))}; it has {known}")
+    levels = {c.level for c in channels if c.level}
+    if set(wanted.levels) - levels:
+        missing = ", ".join(str(level) for level in sorted(set(wanted.levels) - levels))
+        raise UsageError(
+            f"the model has no level {missing} hPa; it has {', '.join(map(str, sorted(levels)))}"
+        )
+    kept = tuple(
+        c
+        for c in channels
+        if (not names or c.variable in names)
+        and (not wanted.levels or not c.level or c.level in wanted.levels)
+    )
+    if not kept:
+        raise UsageError("variables and levels together leave no field to keep")
+    return kept
+
+
+def select_leads(wanted: ForecastSection, *, step_hours: int) -> tuple[timedelta, ...]:
+    """The leads that are kept, the analysis (lead 0) among them unless leads are named."""
+    hours = wanted.leads_hours or range(0, wanted.lead_time_hours + 1, step_hours)
+    wrong = [h for h in hours if h % step_hours or not 0 <= h <= wanted.lead_time_hours]
+    if wrong or wanted.lead_time_hours % step_hours:
+        raise UsageError(
+            f"leads are multiples of {step_hours} h up to the lead time of {wanted.lead_time_hours} h, itself such "
+            f"a multiple; got {', '.join(map(str, wrong)) or wanted.lead_time_hours}"
+        )
+    if not any(hours):
+        raise UsageError("name at least one lead after the initial time; got only 0")
+    return tuple(timedelta(hours=h) for h in sorted(set(hours)))
+
+
+def select_area(
+    grid: LatLonGrid, area: tuple[float, float, float, float] | None
+) -> tuple[LatLonGrid, slice, Int64[np.ndarray, " column"]]:
+    """The part of the product grid that is kept, and its rows and columns."""
+    if area is None:
+        return grid, slice(0, grid.shape[0]), np.arange(grid.shape[1], dtype=np.int64)
+    try:
+        rows, columns = grid.crop(*area)
+    except ValueError as error:
+        raise UsageError(f"the area is empty: {error}") from None
+    longitude = np.unwrap(grid.longitude[columns], period=360)
+    return LatLonGrid(grid.latitude[rows], longitude, f"{grid.name} area"), rows, columns
+
+
+def plan_memory(
+    checkpoint: Checkpoint, analyses: Sequence[AnalysisPlan], budget: int | None, *, threads: int
+) -> MemoryPlan:
+    """The largest batch of sub-fields that stays inside the budget; raises ResourceError when none does."""
+    budget = budget or int(MEMORY_SHARE * available_memory())
+    rows, columns = checkpoint.network.shape
+    field = 4 * rows * columns
+    state = field * len(checkpoint.channel_set)
+    parts = {
+        "process": BASE_BYTES,
+        "weights": checkpoint.weight_bytes,
+        "input fields": sum(analysis.bytes for analysis in analyses),
+        "master states": state * checkpoint.history,
+        "state being written": state * checkpoint.history,
+        "fields being written": 8 * field * threads,
+    }
+    for batch in BATCHES:
+        plan = MemoryPlan(parts | {"activations": checkpoint.activation_bytes(batch)}, batch, budget)
+        if plan.peak <= budget:
+            return plan
+    needed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.parts.items())
+    raise ResourceError(
+        f"the memory budget is {budget / 2**30:.2f} GiB, this forecast needs {plan.peak / 2**30:.2f} GiB ({needed}); "
+        "raise --memory-budget, or take a smaller model or a coarser scale"
+    )
+
+
+def available_memory() -> int:
+    """Bytes free for this process: of the machine, or of its control group where that is tighter."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with_cache = Path("/proc/meminfo")
+    if with_cache.exists():
+        lines = dict(line.split(":", 1) for line in with_cache.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text))
+    return free
+
+
+def _variable_name(name: str) -> str:
+    try:
+        return variable(name).name
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _plan_analyses(config: RunConfig, checkpoint: Checkpoint) -> tuple[AnalysisPlan, ...]:
+    """One per time the model needs, oldest first."""
+    channels, files = checkpoint.channel_set.channels, config.input.files
+    newest = plan_analysis(files, channels, initial_time=config.input.time)
+    step = timedelta(hours=checkpoint.step_hours)
+    earlier = [
+        plan_analysis(files, channels, initial_time=newest.valid_time - age * step)
+        for age in range(checkpoint.history - 1, 0, -1)
+    ]
+    return (*earlier, newest)
+
+
+def _disk_bytes(config: RunConfig, checkpoint: Checkpoint, values: int) -> int:
+    rows, columns = checkpoint.network.shape
+    restart = 2 * checkpoint.history * 4 * rows * columns * len(checkpoint.channel_set)
+    grib = GRIB_BYTES_PER_POINT * values if config.output.grib else 0
+    netcdf = 4 * values / ZARR_RATIO if config.output.netcdf else 0
+    return int(4 * values / ZARR_RATIO + grib + netcdf + restart)
+
+
+def _check_disk(plan: ForecastPlan) -> None:
+    target = plan.config.output.zarr.absolute()
+    existing = next(p for p in (target, *target.parents) if p.exists())
+    if not os.access(existing, os.W_OK):
+        raise OutputError(
+            f"{existing} is not writable, so {target} cannot be made there; choose another --output"
+        )
+    free = shutil.disk_usage(existing).free
+    if not target.exists() and plan.disk_bytes > free:
+        raise OutputError(
+            f"the run will take about {plan.disk_bytes / 1e9:.1f} GB, {existing} has {free / 1e9:.1f} GB free; make "
+            "room, or thin the products with --variables, --levels, --leads, --area or --keep-bits"
+        )
