@@ -1,0 +1,377 @@
+"""Transfer: the backbone's weights at 0.09 degrees. Split into nine, run the backbone, let the nine exchange, join.
+
+Numbers of the nine: k = 3 a + b for the sub-field X[a::3, b::3]. Tokens of the nine lie in one tensor
+(9 · batch, row, column, width); folded, token (i, j) of sub-field (a, b) is token (3 i + a, 3 j + b) of the fine grid.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fengwu_ghr.attention.window import from_windows, self_attention, to_windows
+from fengwu_ghr.backbone import (
+    DECONVOLUTION,
+    EPSILON,
+    Architecture,
+    Backbone,
+    Linear,
+    LinearFactory,
+    fan_in,
+    fill_normal,
+    fill_uniform,
+    initialise,
+    random_stream,
+)
+from fengwu_ghr.grid import SUBFIELDS_PER_AXIS
+
+N = SUBFIELDS_PER_AXIS
+SUBFIELDS = N * N
+
+
+def split(
+    fine: Float[Tensor, "batch channel row column"],
+) -> Float[Tensor, "nine_batch channel lat lon"]:
+    """The nine strided sub-fields of each fine field, in the order k = 3 a + b."""
+    batch, channels, rows, columns = fine.shape
+    grid = fine.reshape(batch, channels, rows // N, N, columns // N, N)
+    return grid.permute(0, 3, 5, 1, 2, 4).reshape(-1, channels, rows // N, columns // N)
+
+
+def recombine(
+    nine: Float[Tensor, "nine_batch channel lat lon"],
+) -> Float[Tensor, "batch channel row column"]:
+    """The inverse of `split`: sub-fields interleaved."""
+    _, channels, rows, columns = nine.shape
+    grid = nine.reshape(-1, N, N, channels, rows, columns)
+    return grid.permute(0, 3, 4, 1, 5, 2).reshape(-1, channels, N * rows, N * columns)
+
+
+def fold(tokens: Float[Tensor, "nine_batch row column width"]) -> Float[Tensor, "batch tall wide width"]:
+    """The tokens of each nine where they lie on the fine grid."""
+    _, rows, columns, width = tokens.shape
+    grid = tokens.reshape(-1, N, N, rows, columns, width)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, N * rows, N * columns, width)
+
+
+def unfold(tokens: Float[Tensor, "batch tall wide width"]) -> Float[Tensor, "nine_batch row column width"]:
+    """The inverse of `fold`."""
+    batch, tall, wide, width = tokens.shape
+    grid = tokens.reshape(batch, tall // N, N, wide // N, N, width)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(-1, tall // N, wide // N, width)
+
+
+class AdaptedLinear(Linear):
+    """W0 x + (alpha / rank) B_s A_s x: a frozen or trained base and one low-rank correction per lead step s.
+
+    Steps beyond the last set use the last set: a forecast may run longer than any that was trained.
+    Without a step it is the base alone.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, rank: int, steps: int, alpha: float) -> None:
+        super().__init__(inputs, outputs)
+        self.gain = alpha / rank
+        self.lora_a = nn.Parameter(torch.empty(steps, rank, inputs))
+        self.lora_b = nn.Parameter(torch.empty(steps, outputs, rank))
+
+    def forward(
+        self, tokens: Float[Tensor, "*place inputs"], step: int | None = None
+    ) -> Float[Tensor, "*place outputs"]:
+        base = super().forward(tokens)
+        if step is None:
+            return base
+        down, up = self.adapter(step)
+        narrow = F.linear(tokens, down).flatten(0, -2)
+        return torch.addmm(base.flatten(0, -2), narrow, up.T, alpha=self.gain).view_as(base)
+
+    def adapter(self, step: int) -> tuple[Float[Tensor, "rank inputs"], Float[Tensor, "outputs rank"]]:
+        """(A_s, B_s) of this lead step, counted from 0."""
+        if step < 0:
+            raise ValueError(f"lead steps count from 0; got {step}")
+        index = min(step, self.lora_a.shape[0] - 1)
+        return self.lora_a[index], self.lora_b[index]
+
+
+class ConvolutionMLP(nn.Module):
+    """Two 3 x 3 convolutions over the token grid with a SiLU between: it can tell the nine apart."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        return self.conv2
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tall wide width"], *, parts: int
+    ) -> Float[Tensor, "batch tall wide width"]:
+        grid = self.conv2(F.silu(self.conv1(tokens.permute(0, 3, 1, 2))))
+        return grid.permute(0, 2, 3, 1)
+
+
+class PlainMLP(nn.Module):
+    """The perceptron of the trunk, token by token, in `parts` to bound its hidden layer."""
+
+    def __init__(self, width: int, ratio: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, ratio * width)
+        self.fc2 = nn.Linear(ratio * width, width)
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        return self.fc2
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tall wide width"], *, parts: int
+    ) -> Float[Tensor, "batch tall wide width"]:
+        rows = tokens.chunk(parts, dim=1)
+        return torch.cat([self.fc2(F.gelu(self.fc1(part))) for part in rows], dim=1)
+
+
+class RES(nn.Module):
+    """Regional Enhanced Simulation: pre-norm attention in windows of the folded tokens, then an MLP.
+
+    Its last layers start at zero, so that transfer starts exactly at the split. The phase embedding (9 x width,
+    also from zero) tells the block which of the nine a token came from; positions alone do not.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a = architecture
+        self.window, self.heads = a.res_window, a.heads
+        self.phase = nn.Parameter(torch.empty(SUBFIELDS, a.width)) if a.phase_embedding else None
+        self.norm1 = nn.LayerNorm(a.width, eps=EPSILON)
+        self.qkv = nn.Linear(a.width, 3 * a.width)
+        self.proj = nn.Linear(a.width, a.width)
+        self.norm2 = nn.LayerNorm(a.width, eps=EPSILON)
+        self.mlp = ConvolutionMLP(a.width) if a.res_mlp == "convolution" else PlainMLP(a.width, a.mlp_ratio)
+
+    @property
+    def last_layers(self) -> dict[str, nn.Linear | nn.Conv2d]:
+        """The layers that close the two residual branches."""
+        return {"proj": self.proj, "mlp": self.mlp.last_layer}
+
+    def forward(
+        self, tokens: Float[Tensor, "nine_batch row column width"], *, batch: int = SUBFIELDS
+    ) -> Float[Tensor, "nine_batch row column width"]:
+        """The nine after exchange; `batch` windows are worked on at a time."""
+        folded = fold(tokens)
+        folded = folded + self.attend(self.norm1(self._with_phase(folded)), batch)
+        parts = -(-SUBFIELDS // batch)
+        return unfold(folded + self.mlp(self.norm2(self._with_phase(folded)), parts=parts))
+
+    def attend(
+        self, tokens: Float[Tensor, "batch tall wide width"], batch: int
+    ) -> Float[Tensor, "batch tall wide width"]:
+        groups = to_windows(tokens, window=self.window)
+        mixed = [self.proj(self_attention(self.qkv(some), heads=self.heads)) for some in groups.split(batch)]
+        _, rows, columns, _ = tokens.shape
+        return from_windows(_join(mixed), rows=rows, columns=columns, window=self.window)
+
+    def _with_phase(self, tokens: Float[Tensor, "batch tall wide width"]) -> Tensor:
+        if self.phase is None:
+            return tokens
+        _, tall, wide, width = tokens.shape
+        # Fine row 3 i + a, fine column 3 j + b: the phases repeat every three tokens both ways.
+        return tokens + self.phase.view(N, N, width).repeat(tall // N, wide // N, 1)
+
+
+class TransferModel(nn.Module):
+    """A forecast step on the network grid, whole (`forward`) or in stages that bound the memory.
+
+    The stages are `tokens_of` (all nine), `advance`, `write_next`. `batch` (9, 3 or 1) is how many of the nine are
+    worked on at a time; results agree to rounding. Without RES blocks and adapters it is the plain split. Lead
+    steps count from 0. Rows beyond the poles are the caller's to refill (`NetworkGrid.refill_beyond_poles`); with
+    the token-level split they are not predicted and come back as in the newest state.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.backbone = Backbone(architecture, linear=_linear_factory(architecture))
+        self.res = nn.ModuleList(RES(architecture) for _ in architecture.res_after)
+
+    def forward(
+        self, states: Float[Tensor, "batch inputs row column"], step: int
+    ) -> Float[Tensor, "batch channel row column"]:
+        """The next states, differentiable; `inputs` are the channels of `history` states, the oldest first."""
+        newest = states[:, -self.architecture.channels :]
+        if self.architecture.split == "pixel":
+            nine = split(states)
+            tokens = self.advance(self.backbone.embed(nine), step=step, batch=nine.shape[0])
+            return recombine(self.backbone.finish(self.backbone.decoder(tokens), split(newest)))
+        tokens = unfold(self.backbone.to_tokens(states[:, :, 1:-1])) + self.backbone.position
+        decoded = self.backbone.decoder(fold(self.advance(tokens, step=step, batch=tokens.shape[0])))
+        inner = self.backbone.finish(decoded, newest[:, :, 1:-1])
+        return torch.cat([newest[:, :, :1], inner, newest[:, :, -1:]], dim=2)
+
+    def tokens_of(
+        self, states: Sequence[Float[Tensor, "channel row column"]], *, batch: int = SUBFIELDS
+    ) -> Float[Tensor, "9 row column width"]:
+        """The tokens of all nine sub-fields of `history` states, the oldest first, on the weights' device."""
+        if len(states) != self.architecture.history:
+            raise ValueError(
+                f"{self.architecture.history} states are needed, oldest first; got {len(states)}"
+            )
+        if self.architecture.split == "pixel":
+            return _join([self.backbone.embed(some) for some in self._subfields(states, batch)])
+        bands = _join([self.backbone.to_tokens(some) for some in self._bands(states, batch)], dim=1)
+        return unfold(bands) + self.backbone.position
+
+    def advance(
+        self, tokens: Float[Tensor, "nine_batch row column width"], *, step: int, batch: int = SUBFIELDS
+    ) -> Float[Tensor, "nine_batch row column width"]:
+        """The tokens after the trunk and the RES blocks, with the adapters of this lead step."""
+        start = 0
+        for last, res in zip(self.architecture.res_after, self.res):
+            tokens = res(self._run(tokens, range(start, last + 1), step, batch), batch=batch)
+            start = last + 1
+        return self._run(tokens, range(start, self.architecture.depth), step, batch)
+
+    def write_next(
+        self,
+        target: Float[Tensor, "channel row column"],
+        newest: Float[Tensor, "channel row column"],
+        *,
+        tokens: Float[Tensor, "9 row column width"],
+        batch: int = SUBFIELDS,
+    ) -> None:
+        """Fills `target`, which may be `newest` itself or an older state, with the next state.
+
+        With the token-level split the decoder's norms span the globe: its features are held for all nine at once,
+        and only the deconvolution is done in parts.
+        """
+        pieces = self._decoded_subfields if self.architecture.split == "pixel" else self._decoded_bands
+        for where, decoded in pieces(tokens, batch):
+            if self.architecture.predicts == "tendency":
+                torch.add(newest[where], decoded.to(newest), out=target[where])
+            else:
+                target[where].copy_(decoded)
+        if self.architecture.split == "token" and target is not newest:
+            target[:, 0], target[:, -1] = newest[:, 0], newest[:, -1]
+
+    def _run(self, tokens: Tensor, blocks: range, step: int, batch: int) -> Tensor:
+        if not blocks:
+            return tokens
+        return _join([self.backbone.run(some, blocks, step) for some in tokens.split(batch)])
+
+    def _subfields(self, states: Sequence[Tensor], batch: int) -> Iterator[Float[Tensor, "batch inputs _ _"]]:
+        for first in range(0, SUBFIELDS, batch):
+            yield self._gather(states, [_subfield(k) for k in range(first, min(first + batch, SUBFIELDS))])
+
+    def _bands(self, states: Sequence[Tensor], batch: int) -> Iterator[Float[Tensor, "1 inputs _ _"]]:
+        """Bands of the pole-to-pole rows that hold whole token rows, neighbours sharing one grid row."""
+        kernel, stride = self.architecture.patch
+        for rows in _row_parts(N * self.architecture.token_shape[0], batch):
+            inner = slice(1 + stride * rows.start, 1 + stride * (rows.stop - 1) + kernel)
+            yield self._gather(states, [(slice(None), inner)])
+
+    def _gather(
+        self, states: Sequence[Tensor], places: Sequence[tuple[slice, ...]]
+    ) -> Float[Tensor, "batch inputs _ _"]:
+        """The states at these places, copied once, into the memory order the patch convolution reads fastest."""
+        rows, columns = states[0][places[0]].shape[1:]
+        shape = (len(places), self.architecture.history * self.architecture.channels, rows, columns)
+        weight = self.backbone.patch.weight
+        fields = torch.empty(
+            shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last
+        )
+        for place, target in zip(places, fields):
+            for state, part in zip(states, target.split(self.architecture.channels)):
+                part.copy_(state[place])
+        return fields
+
+    def _decoded_subfields(self, tokens: Tensor, batch: int) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+        for first in range(0, SUBFIELDS, batch):
+            decoded = self.backbone.decoder(tokens[first : first + batch])
+            yield from ((_subfield(first + place), fields) for place, fields in enumerate(decoded))
+
+    def _decoded_bands(self, tokens: Tensor, batch: int) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+        features = self.backbone.decoder.features(fold(tokens))
+        last = features.shape[2]
+        for rows in _row_parts(last, batch):
+            # The deconvolution's kernel is one row taller than its stride: a row is shared with the band before.
+            halo = min(rows.start, 1)
+            decoded = self.backbone.decoder.deconvolution(features[:, :, rows.start - halo : rows.stop])[0]
+            end = decoded.shape[1] - (rows.stop < last)
+            fields = decoded[:, halo * DECONVOLUTION : end]
+            first = 1 + DECONVOLUTION * rows.start
+            yield (slice(None), slice(first, first + fields.shape[1])), fields
+
+
+def build(architecture: Architecture, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> TransferModel:
+    """A transferred model at the zero start of transfer: RES blocks and adapters change nothing yet."""
+    with torch.device("meta"):
+        model = TransferModel(architecture)
+    model = model.to(dtype).to_empty(device="cpu")
+    initialise(model, seed=seed)
+    for path, part in model.named_modules():
+        if isinstance(part, RES):
+            _start_at_the_split(part)
+        elif isinstance(part, AdaptedLinear):
+            bound = 1 / sqrt(part.in_features)  # Kaiming's for a = √5
+            fill_uniform(part.lora_a, bound=bound, stream=random_stream(seed, f"{path}.lora_a"))
+            nn.init.zeros_(part.lora_b)
+    return model
+
+
+def wake(model: TransferModel, *, seed: int, tendency: float) -> None:
+    """Gives an untrained model random RES blocks, adapters that differ at every step, and this rms of its output.
+
+    A norm stands before the decoder, so that what it adds in a step is bounded whatever the state.
+    """
+    decoder, rank = model.backbone.decoder, model.architecture.lora_rank
+    fill_normal(
+        decoder.narrow.weight, std=decoder.narrow.in_features**-0.5, stream=random_stream(seed, "narrow.wake")
+    )
+    fill_uniform(
+        decoder.deconvolution.weight,
+        bound=tendency * sqrt(3 / fan_in(decoder.deconvolution)),
+        stream=random_stream(seed, "deconvolution.wake"),
+    )
+    for path, part in model.named_modules():
+        if isinstance(part, RES):
+            for name, layer in part.last_layers.items():
+                fill_normal(layer.weight, std=0.02, stream=random_stream(seed, f"{path}.{name}.wake"))
+        elif isinstance(part, AdaptedLinear):
+            fill_normal(part.lora_b, std=0.2 * rank**0.5, stream=random_stream(seed, f"{path}.lora_b"))
+
+
+def _linear_factory(architecture: Architecture) -> LinearFactory:
+    if architecture.lora_steps == 0:
+        return Linear
+    return partial(
+        AdaptedLinear,
+        rank=architecture.lora_rank,
+        steps=architecture.lora_steps,
+        alpha=architecture.lora_alpha,
+    )
+
+
+def _start_at_the_split(res: RES) -> None:
+    for layer in res.last_layers.values():
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    if res.phase is not None:
+        nn.init.zeros_(res.phase)
+
+
+def _subfield(k: int) -> tuple[slice, slice, slice]:
+    return slice(None), slice(k // N, None, N), slice(k % N, None, N)
+
+
+def _row_parts(rows: int, batch: int) -> list[slice]:
+    """All rows in as many consecutive parts as there are batches of the nine."""
+    parts = -(-SUBFIELDS // batch)
+    edges = [rows * part // parts for part in range(parts + 1)]
+    return [slice(start, stop) for start, stop in zip(edges, edges[1:]) if stop > start]
+
+
+def _join(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
