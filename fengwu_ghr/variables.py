@@ -290,10 +290,14 @@ def variable(name: str) -> Variable:
 
 
 def channel(text: str) -> Channel:
-    """The channel a user writes as `z500`, `z_500`, `geopotential_500`, `2t` or `t2m`."""
-    if text in VARIABLES or text in _ALIASES:
-        return Channel(variable(text).name)
+    """The channel a user writes as `z500`, `z_500`, `geopotential_500`, `2t` or `t2m`.
+
+    `u100` is u at 100 hPa, as `str` writes it, although cfgrib calls the wind at 100 m so.
+    """
     match = re.fullmatch(r"(.*?[a-z])_?(\d+)", text)
+    is_level = match and match[1] in VARIABLES and int(match[2]) in LEVELS
+    if not is_level and (text in VARIABLES or text in _ALIASES):
+        return Channel(variable(text).name)
     if match is None:
         raise ValueError(f"{text!r} is no channel; write for instance z500, t850 or 2t")
     return Channel(variable(match[1]).name, int(match[2]))

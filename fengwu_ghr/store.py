@@ -1,0 +1,370 @@
+"""The run store: a forecast as sharded Zarr that opens in xarray, written lead by lead and committed.
+
+One shard is one field: one initial time, lead, variable and level. Shards are compressed into a staging folder,
+summed, flushed to the device and renamed into place; then one line of the manifest commits the lead. A lead that
+is not in the manifest does not exist, and whoever opens the store for writing next removes what is left of it.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import tensorstore
+import xarray as xr
+import zarr
+from jaxtyping import Float32
+from zarr.codecs import BloscCodec
+
+from fengwu_ghr import layout
+from fengwu_ghr.durable import checksum_file, lock, remove_tree, replace_file, writing
+from fengwu_ghr.errors import InputError, UsageError
+from fengwu_ghr.grid import LatLonGrid
+from fengwu_ghr.layout import ArrayLayout, StorePlan
+from fengwu_ghr.lead import LeadWriter, WritingTable, round_mantissa
+from fengwu_ghr.manifest import MANIFEST, Manifest, stamp
+from fengwu_ghr.restart import Restart, RestartArray, RestartSlots
+from fengwu_ghr.target import LOCK, MARK, check_is_store, is_occupied, is_store, put_store, remove_store
+from fengwu_ghr.variables import Channel
+
+__all__ = ["LeadWriter", "Restart", "RunStore", "StorePlan", "open_run", "round_mantissa"]
+
+FORMAT = 1
+"""Of manifest, restart slots and attributes; a store of a later format is refused."""
+_RESTART = "_restart"
+_THREADS = 4
+"""That wait for the disk: flushing and reading back."""
+
+# As fast as level 1 and smaller; zstd takes over twice the time for a tenth less (benchmarks/store.py).
+_COMPRESSION = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=4)
+
+Field = Float32[np.ndarray, "lat lon"]
+
+
+class RunStore:
+    """A run store on disk. Reading needs nothing; writing an initial time locks it for this process.
+
+    A context manager: leaving it gives the locks back. `durable=False` skips every flush: for benchmarks.
+    """
+
+    def __init__(self, path: Path, plan: StorePlan, *, durable: bool = True) -> None:
+        self.path, self.plan, self.durable = path, plan, durable
+        self._manifests = {time: Manifest.of(path, time) for time in plan.initial_times}
+        self._locks = ExitStack()
+        self._tables: dict[datetime, WritingTable] = {}
+        self._flushing = ThreadPoolExecutor(_THREADS, thread_name_prefix="flush")
+        self._arrays: dict[tuple[Path, str], Any] = {}
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        plan: StorePlan,
+        attributes: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        durable: bool = True,
+    ) -> Self:
+        """The store of this plan, new or resumed, open for writing all its initial times.
+
+        `attributes` (title, source ...) are entered when it is new. Raises UsageError when the target is anything
+        but nothing or a store of this plan; `overwrite` replaces any run store, but nothing else. OutputError when
+        it cannot be written.
+        """
+        path = path.resolve()
+        if overwrite:
+            remove_store(path)
+        if not is_occupied(path):
+            put_store(path, partial(_write_plan, plan=plan, attributes=attributes))
+        _check_resumable(path, plan)
+        store = cls(path, plan, durable=durable)
+        store._lock(plan.initial_times)
+        return store
+
+    @classmethod
+    def open(cls, path: Path, *, write: Sequence[datetime] = ()) -> Self:
+        """The store that is there, open for reading, and for writing the initial times named.
+
+        Raises InputError when it is not a run store; UsageError when another process writes one of those times.
+        """
+        store = cls(path.resolve(), _read_plan(path))
+        store._lock(write)
+        return store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """No thread is left and other processes may write."""
+        self._flushing.shutdown()
+        for table in self._tables.values():
+            with suppress(OSError):  # what is left there is cleared away by whoever writes next
+                remove_tree(table.staging)
+        self._locks.close()
+        self._tables.clear()
+
+    # Reading
+
+    def committed(self, initial_time: datetime) -> tuple[timedelta, ...]:
+        """The leads that exist, ascending."""
+        return tuple(sorted(self._manifest(initial_time).leads()))
+
+    def read(self, channel: Channel, initial_time: datetime, lead: timedelta) -> Field:
+        """One committed field, as it was written. Raises InputError when it does not exist or has been damaged."""
+        stated = self._manifest(initial_time).leads().get(lead)
+        if channel not in self.plan.channels:
+            raise InputError(
+                f"{self.path} does not hold {channel}; it holds {', '.join(map(str, self.plan.channels))}"
+            )
+        if stated is None:
+            when = f"{lead} from {initial_time:%Y-%m-%d %H:%M}"
+            raise InputError(
+                f"{self.path} does not hold lead {when}: it is not committed; run the forecast to its end"
+            )
+        damage = self._damage(channel, initial_time, lead, stated[str(channel)])
+        if damage:
+            raise InputError(f"{self.path}: {damage}; compute the run again with --overwrite")
+        array = self._array(self.path, channel.variable)
+        return array[self.plan.shard(channel, initial_time, lead)].read().result()
+
+    def verify(self) -> tuple[str, ...]:
+        """What no longer matches the checksums of the manifest, in words; nothing when all is well."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return tuple(damage for damage in pool.map(lambda job: job(), self._checks()) if damage)
+
+    def provenance(self, initial_time: datetime) -> dict[str, Any] | None:
+        """What was recorded by `begin_run` with later changes applied; None before the run has begun."""
+        found: dict[str, Any] | None = None
+        for entry in self._manifest(initial_time).entries():
+            if entry["kind"] in ("run", "change"):
+                found = (found or {}) | entry["provenance"]
+        return found
+
+    # Writing
+
+    def begin_run(self, initial_time: datetime, provenance: Mapping[str, Any]) -> None:
+        """The provenance stands in the manifest; in the store's attributes too, where it holds one initial time."""
+        if self.provenance(initial_time) is not None:
+            raise ValueError(f"the run of {initial_time} has begun already; note a change instead")
+        self._record("run", initial_time, provenance)
+
+    def note_change(self, initial_time: datetime, provenance: Mapping[str, Any]) -> None:
+        """These parts of the provenance hold for the leads that are committed from now on."""
+        self._record("change", initial_time, provenance)
+
+    def begin_lead(self, initial_time: datetime, lead: timedelta) -> "LeadWriter":
+        """A writer for the fields of a planned lead that is not committed yet, else ValueError."""
+        table = self._table(initial_time)
+        if self.provenance(initial_time) is None:
+            raise ValueError(f"begin the run of {initial_time} with its provenance before its leads")
+        if lead in table.manifest.leads():
+            raise ValueError(
+                f"lead {lead} of {initial_time} is committed; committed leads are never rewritten"
+            )
+        return LeadWriter(table, lead)
+
+    def save_restart(
+        self,
+        initial_time: datetime,
+        step: int,
+        arrays: Sequence[RestartArray],
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        """The master state after `step` steps is on the device, in the older of two slots."""
+        self._table(initial_time)
+        self._restart(initial_time).save(step, arrays, meta)
+
+    def load_restart(self, initial_time: datetime, *, max_step: int | None = None) -> Restart | None:
+        """The newest undamaged save, not beyond `max_step` steps; None when there is none."""
+        self._table(initial_time)
+        return self._restart(initial_time).load(max_step=max_step)
+
+    def clear_restart(self, initial_time: datetime) -> None:
+        """Nothing is left to resume from but the committed leads."""
+        self._table(initial_time)
+        self._restart(initial_time).clear()
+
+    # Inside
+
+    def _manifest(self, initial_time: datetime) -> Manifest:
+        if initial_time not in self._manifests:
+            times = [f"{time:%Y-%m-%d %H:%M}" for time in self.plan.initial_times]
+            there = times[0] if len(times) == 1 else f"{len(times)} from {times[0]} to {times[-1]}"
+            raise InputError(f"{self.path} has no initial time {initial_time:%Y-%m-%d %H:%M}; it has {there}")
+        return self._manifests[initial_time]
+
+    def _table(self, initial_time: datetime) -> WritingTable:
+        if initial_time not in self._tables:
+            raise ValueError(f"{self.path} is not open for writing {initial_time}")
+        return self._tables[initial_time]
+
+    def _record(self, kind: str, initial_time: datetime, provenance: Mapping[str, Any]) -> None:
+        """The attribute comes first: a crash between the two lets the caller begin again."""
+        manifest = self._table(initial_time).manifest
+        if len(self.plan.initial_times) == 1:
+            whole = {**(self.provenance(initial_time) or {}), **provenance}
+            _add_attribute(self.path, "provenance", json.dumps(whole, sort_keys=True))
+        manifest.append({"kind": kind, "provenance": dict(provenance)}, durable=self.durable)
+
+    def _restart(self, initial_time: datetime) -> RestartSlots:
+        return RestartSlots(self.path / _RESTART / stamp(initial_time))
+
+    def _array(self, root: Path, variable: str) -> Any:
+        """The variable's array with its shards below `root`, which is the store or its staging folder."""
+        key = root, variable
+        if key not in self._arrays:
+            self._arrays[key] = _open_array(self.path / variable / "zarr.json", root / variable)
+        return self._arrays[key]
+
+    def _damage(
+        self, channel: Channel, initial_time: datetime, lead: timedelta, stated: dict[str, int]
+    ) -> str:
+        """What is wrong with a committed shard, in words."""
+        shard = self.plan.shard_path(channel, initial_time, lead)
+        try:
+            size, value = checksum_file(self.path / shard)
+        except OSError as error:
+            return f"{shard} cannot be read: {error.strerror}"
+        matches = (size, value) == (stated["bytes"], stated["crc32c"])
+        return "" if matches else f"{shard} does not match its checksum"
+
+    def _checks(self) -> Iterator[partial[str]]:
+        for time in self.plan.initial_times:
+            for lead, shards in self._manifest(time).leads().items():
+                for channel in self.plan.channels:
+                    yield partial(self._damage, channel, time, lead, shards[str(channel)])
+
+    def _lock(self, initial_times: Sequence[datetime]) -> None:
+        """This process alone may write these initial times, and what a dead one left of them is cleared away."""
+        try:
+            with writing(self.path):
+                for time in initial_times:
+                    self._lock_one(time)
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock_one(self, initial_time: datetime) -> None:
+        manifest = self._manifest(initial_time)
+        if not self._tables:
+            replaced = f"another process is replacing {self.path}"
+            self._locks.enter_context(lock(self.path / LOCK, holder=replaced, shared=True))
+        busy = f"another process is writing {initial_time:%Y-%m-%d %H:%M} of {self.path}"
+        self._locks.enter_context(lock(manifest.path.with_suffix(".lock"), holder=busy))
+        manifest.cut_torn_line()
+        self._tables[initial_time] = WritingTable(
+            self.path,
+            self.plan,
+            initial_time,
+            manifest=manifest,
+            open_array=self._array,
+            flushing=self._flushing,
+            durable=self.durable,
+        )
+        self._tables[initial_time].clear_uncommitted()
+
+
+def open_run(path: Path) -> xr.Dataset:
+    """The run store as a lazy dataset in which leads that are not committed are NaN. Raises InputError."""
+    with RunStore.open(path) as store:
+        plan, dataset = store.plan, xr.open_zarr(store.path)
+        rows = [[lead in store.committed(time) for lead in plan.leads] for time in plan.initial_times]
+    exists = xr.DataArray(np.array(rows), dims=("time", "prediction_timedelta"))
+    return dataset if exists.all() else dataset.where(exists)
+
+
+def _open_array(metadata: Path, folder: Path) -> Any:
+    """A tensorstore array over the shards in `folder`, which needs no metadata of its own."""
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{folder}/", "file_io_sync": False},
+        "metadata": json.loads(metadata.read_text()),
+        "store_data_equal_to_fill_value": True,
+    }
+    return tensorstore.open(spec, open=True, assume_metadata=True).result()
+
+
+def _write_plan(folder: Path, plan: StorePlan, attributes: Mapping[str, Any]) -> None:
+    """The store without a field: metadata and coordinates."""
+    own = {MARK: FORMAT, **layout.global_attributes(plan)}
+    group = zarr.create_group(folder, zarr_format=3, attributes={**attributes, **own})
+    for array in layout.arrays(plan):
+        _write_array(group, array)
+    with warnings.catch_warnings():  # that consolidated metadata is not in the Zarr 3 specification yet
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(folder)
+    (folder / MANIFEST).mkdir()
+    (folder / LOCK).touch()
+
+
+def _write_array(group: zarr.Group, array: ArrayLayout) -> None:
+    is_field = array.values is None
+    made = group.create_array(
+        array.name,
+        shape=array.shape,
+        dtype=np.float32 if array.values is None else array.values.dtype,
+        chunks=array.chunks,
+        shards=array.shards,
+        compressors=_COMPRESSION if is_field else "auto",
+        fill_value=np.nan if is_field else 0,
+        dimension_names=array.dims,
+        attributes=array.attributes,
+    )
+    if array.values is not None:
+        made[...] = array.values
+
+
+def _add_attribute(path: Path, name: str, value: str) -> None:
+    with writing(path):
+        metadata = json.loads((path / "zarr.json").read_text())
+        metadata["attributes"][name] = value
+        replace_file(path / "zarr.json", json.dumps(metadata, indent=2).encode())
+
+
+def _read_plan(path: Path) -> StorePlan:
+    """The plan that the store was made with. Raises InputError when it is no run store, or damaged."""
+    if not is_store(path):
+        raise InputError(f"{path} is not a run store; give the NAME.zarr that a forecast wrote")
+    try:
+        group = zarr.open_group(path, mode="r", zarr_format=3)
+        return _plan_of(group)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} is a damaged run store: {error}; write it again with --overwrite"
+        ) from error
+
+
+def _plan_of(group: zarr.Group) -> StorePlan:
+    attributes: Any = group.attrs
+    if attributes[MARK] != FORMAT:
+        raise ValueError(f"it has format {attributes[MARK]}, this version reads format {FORMAT}")
+    coordinates: dict[str, Any] = {
+        name: group[name][...] for name in ("time", "prediction_timedelta", "latitude", "longitude")
+    }
+    return StorePlan(
+        channels=tuple(map(layout.channel_of, attributes["channels"])),
+        grid=LatLonGrid(coordinates["latitude"], coordinates["longitude"], attributes["grid"]),
+        initial_times=tuple(coordinates["time"].astype("datetime64[s]").tolist()),
+        leads=tuple(coordinates["prediction_timedelta"].astype("timedelta64[s]").tolist()),
+        keep_bits=attributes.get("keep_bits"),
+    )
+
+
+def _check_resumable(path: Path, plan: StorePlan) -> None:
+    """Raises UsageError unless the target is a run store of this plan."""
+    check_is_store(path)
+    differences = _read_plan(path).differences(plan)
+    if differences:
+        raise UsageError(
+            f"{path} holds another run, with other {'; '.join(differences)}; write to another --output, or replace "
+            "it with --overwrite"
+        )
