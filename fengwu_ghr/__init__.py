@@ -20,7 +20,10 @@ Read the package in the order of this list: a module uses only modules above it.
     attention.window      exact attention inside windows of the sphere
     backbone              the 0.25-degree network on one page
     transfer              its weights at 0.09 degrees: split, recombine, exchange, adapt per lead step
-    checkpoint            model.toml and safetensors, strict and hashed; where a model name is found
+    initialise            weights before training: where transfer starts, untrained networks
+    model_card            model.toml: what a forecast must know about its weights, read strictly
+    checkpoint            model.toml and safetensors, strict and hashed
+    catalogue             where a model name is found; untrained models made on first use
     engine                Stepper: what a rollout needs from a network
     engine.torch_engine   the stepper that runs the torch network within a memory budget
 

@@ -3,11 +3,11 @@
 Fields are normalised, (batch, channel, lat, lon); tokens lie on their grid, (batch, row, column, width).
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import gcd, sqrt
-from typing import Literal
+from itertools import pairwise
+from math import gcd
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +97,7 @@ class Architecture:
         return _DOUBLINGS.get(self.stride, 0)
 
 
-_SIZES: dict[str, dict] = {
+_SIZES: dict[str, dict[str, Any]] = {
     # The published size: plain RES blocks as in its 30-block package, no phase embedding.
     "ghr-4b": {
         "width": 3072, "depth": 24, "heads": 16, "decoder_width": 1024, "up_blocks": (1024, 768, 256),
@@ -118,13 +118,14 @@ _SIZES: dict[str, dict] = {
         "width": 128, "depth": 4, "heads": 2, "decoder_width": 32, "up_blocks": (32, 32, 24), "lora_rank": 4,
     },
 }  # fmt: skip
+_OURS: dict[str, Any] = {"res_mlp": "convolution", "phase_embedding": True, "lora_steps": 40}
 ARCHITECTURES = tuple(_SIZES)
 
-_FINE = {"stride": 12, "windows": ((10, 10), (5, 20), (20, 5))}
-_COARSE = {"stride": 3, "windows": ((6, 6), (3, 12), (12, 4)), "up_blocks": ()}
+_FINE: dict[str, Any] = {"stride": 12, "windows": ((10, 10), (5, 20), (20, 5))}
+_COARSE: dict[str, Any] = {"stride": 3, "windows": ((6, 6), (3, 12), (12, 4)), "up_blocks": ()}
 
 
-def architecture(name: str, *, scale: int = 1, channels: int = 69, **changes: object) -> Architecture:
+def architecture(name: str, *, scale: int = 1, channels: int = 69, **changes: Any) -> Architecture:
     """The architecture of this name at this scale, with these fields changed.
 
     At scales up to 5 the patches are the published (13, 12); coarser grids take (4, 3) and need no up-blocks.
@@ -132,15 +133,13 @@ def architecture(name: str, *, scale: int = 1, channels: int = 69, **changes: ob
     """
     if name not in _SIZES:
         raise ValueError(f"no architecture is named {name!r}; there are {', '.join(_SIZES)}")
-    size = {"res_mlp": "convolution", "phase_embedding": True, "lora_steps": 40} | _SIZES[name]
+    size = _OURS | _SIZES[name]
     fields = size | (_FINE if scale <= 5 else _COARSE) | changes
     rows, columns = backbone_grid(scale).shape
     period, stride = len(fields["windows"]) + 1, fields["stride"]
-    placed = {
-        "res_after": tuple(range(period - 1, fields["depth"], period)),
-        "res_window": ((rows - 1) // stride, columns // stride),
-    }
-    return Architecture(**({"name": name, "scale": scale, "channels": channels} | placed | fields))
+    size["res_after"] = tuple(range(period - 1, fields["depth"], period))
+    size["res_window"] = ((rows - 1) // stride, columns // stride)
+    return Architecture(**{"name": name, "scale": scale, "channels": channels, **size, **fields})
 
 
 class Linear(nn.Linear):
@@ -218,7 +217,7 @@ class Decoder(nn.Module):
         widths = (architecture.decoder_width, *architecture.up_blocks)
         self.up_blocks = nn.ModuleList(
             UpBlock(inputs, outputs, doubles=index < architecture.doublings)
-            for index, (inputs, outputs) in enumerate(zip(widths, widths[1:]))
+            for index, (inputs, outputs) in enumerate(pairwise(widths))
         )
         kernel = (DECONVOLUTION + 1, DECONVOLUTION)
         self.deconvolution = nn.ConvTranspose2d(
@@ -283,77 +282,6 @@ class Backbone(nn.Module):
     ) -> Float[Tensor, "batch channel _ _"]:
         """The next state: what was decoded, added to the newest state where the network predicts a tendency."""
         return newest + decoded if self.architecture.predicts == "tendency" else decoded.to(newest.dtype)
-
-
-def initialise(module: nn.Module, *, seed: int) -> None:
-    """Fills every parameter from its own random stream, fixed by the seed and the parameter's name.
-
-    Linear weights: normal of std 0.02, those that close a residual branch divided by √(2 layer). Convolutions:
-    uniform, variance preserved. Biases 0, norms 1, positions sin-cos. The same numbers on every machine and in
-    every precision, and adding a part to a network leaves the others as they were.
-    """
-    for path, part in module.named_modules():
-        if isinstance(part, nn.Linear):
-            fill_normal(part.weight, std=0.02, stream=random_stream(seed, path))
-        elif isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
-            fill_uniform(part.weight, bound=sqrt(3 / fan_in(part)), stream=random_stream(seed, path))
-        elif isinstance(part, nn.LayerNorm | nn.GroupNorm):
-            nn.init.ones_(part.weight)
-        elif isinstance(part, Backbone):
-            _initialise_position(part)
-        if isinstance(getattr(part, "bias", None), nn.Parameter):
-            nn.init.zeros_(part.bias)
-    for backbone in (part for part in module.modules() if isinstance(part, Backbone)):
-        _shrink_branches(backbone)
-
-
-def random_stream(seed: int, name: str) -> torch.Generator:
-    """A generator fixed by the seed and a name."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def fill_normal(parameter: Tensor, *, std: float, stream: torch.Generator) -> None:
-    """Normal numbers cut at ±2, drawn in float32 whatever the parameter's precision."""
-    values = torch.empty(parameter.shape)
-    with torch.no_grad():
-        parameter.copy_(nn.init.trunc_normal_(values, std=std, generator=stream))
-
-
-def fill_uniform(parameter: Tensor, *, bound: float, stream: torch.Generator) -> None:
-    values = torch.empty(parameter.shape)
-    with torch.no_grad():
-        parameter.copy_(values.uniform_(-bound, bound, generator=stream))
-
-
-def fan_in(convolution: nn.Conv2d | nn.ConvTranspose2d) -> int:
-    """How many products are summed into one output number."""
-    if isinstance(convolution, nn.ConvTranspose2d):
-        # Stride as wide as the kernel (but for the shared row): each output sees one tap.
-        return convolution.in_channels
-    return convolution.in_channels * convolution.kernel_size[0] * convolution.kernel_size[1]
-
-
-def _shrink_branches(backbone: Backbone) -> None:
-    with torch.no_grad():
-        for layer, block in enumerate(backbone.blocks, start=1):
-            block.proj.weight.div_(sqrt(2 * layer))
-            block.fc2.weight.div_(sqrt(2 * layer))
-
-
-def _initialise_position(backbone: Backbone) -> None:
-    rows, columns, width = backbone.position.shape
-    along_rows = _waves(rows, width // 2)[:, None].expand(rows, columns, -1)
-    along_columns = _waves(columns, width // 2)[None].expand(rows, columns, -1)
-    with torch.no_grad():
-        backbone.position.copy_(torch.cat([along_rows, along_columns], dim=-1))
-
-
-def _waves(positions: int, width: int) -> Float[Tensor, "position width"]:
-    """Sines, then cosines, of position / 10000^(2 i / width)."""
-    frequency = 10000 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-    phase = torch.arange(positions, dtype=torch.float64)[:, None] * frequency
-    return torch.cat([phase.sin(), phase.cos()], dim=-1).float()
 
 
 def _groups(channels: int) -> int:

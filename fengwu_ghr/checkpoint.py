@@ -1,112 +1,36 @@
 """Checkpoints: a folder of `model.toml` and `*.safetensors`, hashed, and loaded strictly or not at all.
 
-No pickle, no code from data. Everything a forecast must know about its weights stands in `model.toml`: what the
-numbers mean (channels, grid, registration, statistics of the training world), where they come from, what they may
-be used for. Every defect is a UsageError that names the folder, the file or the tensor, and what to do.
+No pickle, no code from data. Every defect is a UsageError that names the folder, the file or the tensor.
 """
 
 import hashlib
-import json
-import math
-import os
-import re
-import shutil
 import tempfile
-import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
-import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fengwu_ghr.backbone import Architecture
+from fengwu_ghr.durable import flush_tree
 from fengwu_ghr.errors import OutputError, UsageError
 from fengwu_ghr.grid import NetworkGrid
+from fengwu_ghr.model_card import CARD, ModelCard, listed, read_card, write_card
 from fengwu_ghr.normalise import Normalisation
 from fengwu_ghr.transfer import TransferModel
 from fengwu_ghr.variables import ChannelSet, channel_set
 
-CARD = "model.toml"
-FORMAT = 1
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _WEIGHT_TYPES = ("F32", "F16", "BF16")
-_NAMED_AT_MOST = 12
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Statistics(_Strict):
-    """Mean and std by channel name, in registry units."""
-
-    mean: dict[str, float]
-    std: dict[str, float]
-
-    @classmethod
-    def of(cls, channels: ChannelSet, normalisation: Normalisation) -> Self:
-        named = [dict(zip(channels.names, map(float, v))) for v in (normalisation.mean, normalisation.std)]
-        return cls(mean=named[0], std=named[1])
-
-    def normalisation(self, channels: ChannelSet) -> Normalisation:
-        """In the order of these channels; raises ValueError when they are not exactly those."""
-        for kind, values in (("mean", self.mean), ("std", self.std)):
-            if set(values) != set(channels.names):
-                odd = sorted(set(values) ^ set(channels.names))
-                raise ValueError(
-                    f"statistics.{kind} must name the channels of {channels.name}; differing: {', '.join(odd)}"
-                )
-        mean, std = (np.array([v[n] for n in channels.names], np.float32) for v in (self.mean, self.std))
-        return Normalisation(mean, std)
-
-
-class ModelCard(_Strict):
-    """What `model.toml` says, one field per key. `files` maps each weight file to its sha256."""
-
-    format: Literal[1] = 1
-    name: str = Field(min_length=1)
-    description: str
-    trained: bool
-    licence: str
-    channel_set: str
-    registration: Literal["nested", "pixel"] = "nested"
-    step_hours: int = Field(default=6, gt=0)
-    architecture: Architecture
-    statistics: Statistics
-    provenance: dict[str, str] = Field(default_factory=dict)
-    files: dict[str, str] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        channels = channel_set(self.channel_set)
-        self.statistics.normalisation(channels)
-        if len(channels) != self.architecture.channels:
-            raise ValueError(
-                f"{self.channel_set} has {len(channels)} channels, the architecture {self.architecture.channels}"
-            )
-        if self.architecture.split == "token" and self.registration != "nested":
-            raise ValueError(
-                "the token-level split works on pole-to-pole rows: its registration must be nested"
-            )
-        for name, digest in self.files.items():
-            if not _FILE_NAME.fullmatch(name) or not _SHA256.fullmatch(digest):
-                raise ValueError(
-                    f"files maps plain *.safetensors names to sha256 sums; got {name!r} = {digest!r}"
-                )
-        return self
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder whose card is valid and whose files are exactly those the card lists, bit for bit."""
+    """A folder whose card is valid and whose weight files are exactly those the card lists, bit for bit."""
 
     folder: Path
     card: ModelCard
@@ -146,22 +70,31 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """sha256 of the card, which holds the sums of all weights: the identity of the model."""
-        return hashlib.sha256((self.folder / CARD).read_bytes()).hexdigest()
+        return _sha256(self.folder / CARD)
 
+    @cached_property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in _outline(self.architecture).parameters())
 
-def read_card(folder: Path) -> ModelCard:
-    """The card of this folder, valid; weight files are not looked at."""
-    path = folder / CARD
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        # By way of JSON, whose strict mode takes arrays for tuples and nothing else for anything else.
-        return ModelCard.model_validate_json(json.dumps(content, default=str))
-    except FileNotFoundError:
-        raise UsageError(f"a model is a folder with a {CARD}; {folder} has none") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
-    except ValidationError as error:
-        raise UsageError(f"{path} is not a valid model card: {_explain(error)}") from error
+    def facts(self) -> dict[str, str | int | bool]:
+        """What a table about this model shows."""
+        card, a = self.card, self.architecture
+        provenance = {f"provenance: {key}": value for key, value in card.provenance.items()}
+        return {
+            "name": card.name,
+            "description": card.description,
+            "trained": card.trained,
+            "licence": card.licence,
+            "architecture": f"{a.name}: width {a.width}, {a.depth} blocks, {len(a.res_after)} RES, {a.heads} heads",
+            "parameters": self.parameters,
+            "channels": f"{card.channel_set} ({a.channels})",
+            "grid": f"{self.grid.name} {self.grid.shape[0]} x {self.grid.shape[1]}, {card.registration}",
+            "predicts": f"{a.predicts}, {card.step_hours} h a step, from {a.history} state(s)",
+            "split": f"{a.split} level",
+            "adapters": f"rank {a.lora_rank} at {a.lora_steps} lead steps" if a.lora_steps else "none",
+            "sha256": self.digest,
+            **provenance,
+        }
 
 
 def load_model(
@@ -169,12 +102,11 @@ def load_model(
 ) -> TransferModel:
     """The model with these weights, on this device, in this precision.
 
-    The files are mapped into memory and nothing is initialised first, so that the peak is the weights themselves.
+    The files are mapped into memory and nothing is initialised first: the peak is the weights themselves.
     Raises UsageError naming tensors that are missing, extra or misshapen.
     """
-    with torch.device("meta"):
-        model = TransferModel(checkpoint.architecture)
     check_tensors(checkpoint)
+    model = _outline(checkpoint.architecture)
     weights = {name: tensor.to(device, dtype) for name, tensor in _tensors(checkpoint)}
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval()
@@ -182,9 +114,8 @@ def load_model(
 
 def check_tensors(checkpoint: Checkpoint) -> None:
     """Raises UsageError unless the files hold exactly the tensors of the architecture; reads only their headers."""
-    with torch.device("meta"):
-        model = TransferModel(checkpoint.architecture)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    outline = _outline(checkpoint.architecture).state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in outline.items()}
     found: dict[str, tuple[int, ...]] = {}
     problems = []
     for name, shape, kind in _headers(checkpoint):
@@ -195,15 +126,13 @@ def check_tensors(checkpoint: Checkpoint) -> None:
         found[name] = shape
     problems += [f"{name} missing" for name in wanted if name not in found]
     problems += [f"{name} extra" for name in found if name not in wanted]
-    problems += [
-        f"{name} of shape {found[name]}, not {shape}"
-        for name, shape in wanted.items()
-        if found.get(name, shape) != shape
-    ]
+    for name, shape in wanted.items():
+        if found.get(name, shape) != shape:
+            problems.append(f"{name} of shape {found[name]}, not {shape}")
     if problems:
         raise UsageError(
             f"the weights in {checkpoint.folder} are not those of its architecture "
-            f"{checkpoint.architecture.name}: {_listed(problems)}"
+            f"{checkpoint.architecture.name}: {listed(problems)}"
         )
 
 
@@ -215,28 +144,36 @@ def save(folder: Path, model: TransferModel, *, card: ModelCard) -> Checkpoint:
     """
     if card.architecture != model.architecture:
         raise ValueError(
-            f"the card describes {card.architecture}, the model is a {model.architecture}: give it its own card"
+            f"the card is of {card.architecture}, the model of {model.architecture}: give its own"
         )
     if folder.exists():
         raise OutputError(f"{folder} exists already; choose another folder or remove it")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            made = Path(temporary, folder.name)
+            made.mkdir()
+            _write(made, model, card)
+            made.rename(folder)
     except OSError as error:
-        raise OutputError(f"a model cannot be written beside {folder}: {error}") from error
-    try:
-        _write(temporary, model, card)
-        temporary.rename(folder)
-    except OSError as error:
-        raise OutputError(f"{folder} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(
+            f"{folder} could not be written: {error}; see to the disk or choose another"
+        ) from error
     return Checkpoint.open(folder)
 
 
-def to_toml(content: dict) -> str:
-    """TOML text of nested tables with strings, numbers, booleans and arrays; `tomllib` reads back the same."""
-    return "\n".join(_toml_lines(content, ())) + "\n"
+def verify(checkpoint: Checkpoint) -> None:
+    """Raises UsageError unless the weights are those of the architecture and every number is finite."""
+    check_tensors(checkpoint)
+    broken = [name for name, tensor in _tensors(checkpoint) if not bool(tensor.isfinite().all())]
+    if broken:
+        raise UsageError(f"weights in {checkpoint.folder} are not finite: {listed(broken)}")
+
+
+def _outline(architecture: Architecture) -> TransferModel:
+    """The network without numbers: shapes only."""
+    with torch.device("meta"):
+        return TransferModel(architecture)
 
 
 def _write(folder: Path, model: TransferModel, card: ModelCard) -> None:
@@ -246,14 +183,11 @@ def _write(folder: Path, model: TransferModel, card: ModelCard) -> None:
         parts.setdefault(f"{part}.safetensors", {})[name] = tensor.detach().contiguous()
     for file, tensors in parts.items():
         save_file(tensors, folder / file)
-    files = {file: _sha256(folder / file) for file in sorted(parts)}
-    text = to_toml(card.model_copy(update={"files": files}).model_dump())
-    (folder / CARD).write_text(text, encoding="utf-8")
-    for file in (CARD, *files):
+        # safetensors writes files that only their owner may read.
         (folder / file).chmod(0o644)
-        with open(folder / file, "rb") as handle:
-            os.fsync(handle.fileno())
-    folder.chmod(0o755)
+    files = {file: _sha256(folder / file) for file in sorted(parts)}
+    write_card(folder, card.model_copy(update={"files": files}))
+    flush_tree(folder)
 
 
 def _check_files(folder: Path, card: ModelCard) -> None:
@@ -293,47 +227,3 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _explain(error: ValidationError) -> str:
-    problems = []
-    for item in error.errors(include_url=False):
-        where = ".".join(map(str, item["loc"]))
-        problems.append(f"{where}: {item['msg']}" if where else item["msg"])
-    return _listed(problems)
-
-
-def _listed(problems: list[str]) -> str:
-    more = len(problems) - _NAMED_AT_MOST
-    return "; ".join(problems[:_NAMED_AT_MOST]) + (f"; and {more} more" if more > 0 else "")
-
-
-def _toml_lines(content: dict, path: tuple[str, ...]) -> Iterator[str]:
-    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
-    if path:
-        yield f"\n[{'.'.join(map(_toml_key, path))}]"
-    for key, value in content.items():
-        if key not in tables:
-            yield f"{_toml_key(key)} = {_toml_value(value)}"
-    for key, table in tables.items():
-        yield from _toml_lines(table, (*path, key))
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
-
-
-def _toml_value(value: object) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case int():
-            return str(value)
-        case float():
-            return repr(value) if math.isfinite(value) else str(value)
-        case str():
-            # JSON's escapes are TOML's, but for DEL, which TOML wants escaped too.
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        case Iterable():
-            return f"[{', '.join(map(_toml_value, value))}]"
-    raise ValueError(f"TOML cannot hold {value!r} of type {type(value).__name__}")

@@ -292,7 +292,7 @@ def demo(
 def models_list(quiet: Quiet = False, verbose: Verbose = False) -> None:
     """The models that a name finds, and the architectures that can be created."""
     from fengwu_ghr import console
-    from fengwu_ghr.checkpoint import list_models
+    from fengwu_ghr.catalogue import list_models
 
     rows = [(m.name, m.state, m.description, m.path or "made on first use") for m in list_models()]
     console.show_table("models", ("name", "state", "what it is", "where"), rows)
@@ -317,7 +317,8 @@ def models_create(
 ) -> None:
     """Make an untrained checkpoint."""
     from fengwu_ghr import console
-    from fengwu_ghr.checkpoint import Checkpoint, create_model
+    from fengwu_ghr.catalogue import create_model
+    from fengwu_ghr.checkpoint import Checkpoint
 
     create_model(
         architecture,
@@ -340,7 +341,7 @@ def models_verify(
 ) -> None:
     """Check a checkpoint's files against their hashes, and its tensors against its architecture."""
     from fengwu_ghr import console
-    from fengwu_ghr.checkpoint import verify_model
+    from fengwu_ghr.catalogue import verify_model
 
     console.show_facts(f"{model} is whole", verify_model(model).facts().items())
 

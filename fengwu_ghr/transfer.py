@@ -4,9 +4,9 @@ Numbers of the nine: k = 3 a + b for the sub-field X[a::3, b::3]. Tokens of the 
 (9 · batch, row, column, width); folded, token (i, j) of sub-field (a, b) is token (3 i + a, 3 j + b) of the fine grid.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from math import sqrt
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -14,23 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fengwu_ghr.attention.window import from_windows, self_attention, to_windows
-from fengwu_ghr.backbone import (
-    DECONVOLUTION,
-    EPSILON,
-    Architecture,
-    Backbone,
-    Linear,
-    LinearFactory,
-    fan_in,
-    fill_normal,
-    fill_uniform,
-    initialise,
-    random_stream,
-)
+from fengwu_ghr.backbone import DECONVOLUTION, EPSILON, Architecture, Backbone, Linear, LinearFactory
 from fengwu_ghr.grid import SUBFIELDS_PER_AXIS
 
 N = SUBFIELDS_PER_AXIS
 SUBFIELDS = N * N
+
+Place = tuple[slice, ...]
+"""Where in a state (channel, row, column) some fields lie."""
 
 
 def split(
@@ -219,10 +210,13 @@ class TransferModel(nn.Module):
             raise ValueError(
                 f"{self.architecture.history} states are needed, oldest first; got {len(states)}"
             )
+        # No stage keeps what it gathered or decoded while it makes the next: one batch of fields at a time.
         if self.architecture.split == "pixel":
-            return _join([self.backbone.embed(some) for some in self._subfields(states, batch)])
-        bands = _join([self.backbone.to_tokens(some) for some in self._bands(states, batch)], dim=1)
-        return unfold(bands) + self.backbone.position
+            groups = _subfields(batch)
+            return _join([self.backbone.embed(self._gather(states, some)) for some in groups])
+        bands = self._token_bands(batch)
+        rows = [self.backbone.to_tokens(self._gather(states, [band])) for band in bands]
+        return unfold(_join(rows, dim=1)) + self.backbone.position
 
     def advance(
         self, tokens: Float[Tensor, "nine_batch row column width"], *, step: int, batch: int = SUBFIELDS
@@ -247,34 +241,33 @@ class TransferModel(nn.Module):
         With the token-level split the decoder's norms span the globe: its features are held for all nine at once,
         and only the deconvolution is done in parts.
         """
-        pieces = self._decoded_subfields if self.architecture.split == "pixel" else self._decoded_bands
-        for where, decoded in pieces(tokens, batch):
-            if self.architecture.predicts == "tendency":
-                torch.add(newest[where], decoded.to(newest), out=target[where])
-            else:
-                target[where].copy_(decoded)
-        if self.architecture.split == "token" and target is not newest:
-            target[:, 0], target[:, -1] = newest[:, 0], newest[:, -1]
+        if self.architecture.split == "pixel":
+            for first, some in zip(range(0, SUBFIELDS, batch), _subfields(batch)):
+                self._write(target, newest, some, self.backbone.decoder(tokens[first : first + batch]))
+            return
+        features = self.backbone.decoder.features(fold(tokens))
+        for rows in _parts(features.shape[2], batch):
+            fields = self._deconvolve(features, rows)
+            first = 1 + DECONVOLUTION * rows.start  # row 0 lies beyond the pole
+            place = (slice(None), slice(first, first + fields.shape[2]))
+            self._write(target, newest, [place], fields)
+        target[:, 0], target[:, -1] = newest[:, 0], newest[:, -1]
 
     def _run(self, tokens: Tensor, blocks: range, step: int, batch: int) -> Tensor:
         if not blocks:
             return tokens
         return _join([self.backbone.run(some, blocks, step) for some in tokens.split(batch)])
 
-    def _subfields(self, states: Sequence[Tensor], batch: int) -> Iterator[Float[Tensor, "batch inputs _ _"]]:
-        for first in range(0, SUBFIELDS, batch):
-            yield self._gather(states, [_subfield(k) for k in range(first, min(first + batch, SUBFIELDS))])
-
-    def _bands(self, states: Sequence[Tensor], batch: int) -> Iterator[Float[Tensor, "1 inputs _ _"]]:
+    def _token_bands(self, batch: int) -> list[Place]:
         """Bands of the pole-to-pole rows that hold whole token rows, neighbours sharing one grid row."""
         kernel, stride = self.architecture.patch
-        for rows in _row_parts(N * self.architecture.token_shape[0], batch):
-            inner = slice(1 + stride * rows.start, 1 + stride * (rows.stop - 1) + kernel)
-            yield self._gather(states, [(slice(None), inner)])
+        parts = _parts(N * self.architecture.token_shape[0], batch)
+        return [
+            (slice(None), slice(1 + stride * rows.start, 1 + stride * (rows.stop - 1) + kernel))
+            for rows in parts
+        ]
 
-    def _gather(
-        self, states: Sequence[Tensor], places: Sequence[tuple[slice, ...]]
-    ) -> Float[Tensor, "batch inputs _ _"]:
+    def _gather(self, states: Sequence[Tensor], places: Sequence[Place]) -> Float[Tensor, "batch inputs _ _"]:
         """The states at these places, copied once, into the memory order the patch convolution reads fastest."""
         rows, columns = states[0][places[0]].shape[1:]
         shape = (len(places), self.architecture.history * self.architecture.channels, rows, columns)
@@ -287,60 +280,22 @@ class TransferModel(nn.Module):
                 part.copy_(state[place])
         return fields
 
-    def _decoded_subfields(self, tokens: Tensor, batch: int) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
-        for first in range(0, SUBFIELDS, batch):
-            decoded = self.backbone.decoder(tokens[first : first + batch])
-            yield from ((_subfield(first + place), fields) for place, fields in enumerate(decoded))
+    def _write(self, target: Tensor, newest: Tensor, places: Sequence[Place], decoded: Tensor) -> None:
+        for place, fields in zip(places, decoded):
+            if self.architecture.predicts == "tendency":
+                torch.add(newest[place], fields.to(newest), out=target[place])
+            else:
+                target[place].copy_(fields)
 
-    def _decoded_bands(self, tokens: Tensor, batch: int) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
-        features = self.backbone.decoder.features(fold(tokens))
-        last = features.shape[2]
-        for rows in _row_parts(last, batch):
-            # The deconvolution's kernel is one row taller than its stride: a row is shared with the band before.
-            halo = min(rows.start, 1)
-            decoded = self.backbone.decoder.deconvolution(features[:, :, rows.start - halo : rows.stop])[0]
-            end = decoded.shape[1] - (rows.stop < last)
-            fields = decoded[:, halo * DECONVOLUTION : end]
-            first = 1 + DECONVOLUTION * rows.start
-            yield (slice(None), slice(first, first + fields.shape[1])), fields
-
-
-def build(architecture: Architecture, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> TransferModel:
-    """A transferred model at the zero start of transfer: RES blocks and adapters change nothing yet."""
-    with torch.device("meta"):
-        model = TransferModel(architecture)
-    model = model.to(dtype).to_empty(device="cpu")
-    initialise(model, seed=seed)
-    for path, part in model.named_modules():
-        if isinstance(part, RES):
-            _start_at_the_split(part)
-        elif isinstance(part, AdaptedLinear):
-            bound = 1 / sqrt(part.in_features)  # Kaiming's for a = √5
-            fill_uniform(part.lora_a, bound=bound, stream=random_stream(seed, f"{path}.lora_a"))
-            nn.init.zeros_(part.lora_b)
-    return model
-
-
-def wake(model: TransferModel, *, seed: int, tendency: float) -> None:
-    """Gives an untrained model random RES blocks, adapters that differ at every step, and this rms of its output.
-
-    A norm stands before the decoder, so that what it adds in a step is bounded whatever the state.
-    """
-    decoder, rank = model.backbone.decoder, model.architecture.lora_rank
-    fill_normal(
-        decoder.narrow.weight, std=decoder.narrow.in_features**-0.5, stream=random_stream(seed, "narrow.wake")
-    )
-    fill_uniform(
-        decoder.deconvolution.weight,
-        bound=tendency * sqrt(3 / fan_in(decoder.deconvolution)),
-        stream=random_stream(seed, "deconvolution.wake"),
-    )
-    for path, part in model.named_modules():
-        if isinstance(part, RES):
-            for name, layer in part.last_layers.items():
-                fill_normal(layer.weight, std=0.02, stream=random_stream(seed, f"{path}.{name}.wake"))
-        elif isinstance(part, AdaptedLinear):
-            fill_normal(part.lora_b, std=0.2 * rank**0.5, stream=random_stream(seed, f"{path}.lora_b"))
+    def _deconvolve(
+        self, features: Float[Tensor, "1 feature down across"], rows: slice
+    ) -> Float[Tensor, "1 channel _ _"]:
+        """The grid rows that begin with these feature rows, the last grid row with the last."""
+        # The kernel is one row taller than its stride: each feature row reaches into the first row of the next.
+        halo = min(rows.start, 1)
+        decoded = self.backbone.decoder.deconvolution(features[:, :, rows.start - halo : rows.stop])
+        is_last = rows.stop == features.shape[2]
+        return decoded[:, :, halo * DECONVOLUTION : decoded.shape[2] - (not is_last)]
 
 
 def _linear_factory(architecture: Architecture) -> LinearFactory:
@@ -354,23 +309,19 @@ def _linear_factory(architecture: Architecture) -> LinearFactory:
     )
 
 
-def _start_at_the_split(res: RES) -> None:
-    for layer in res.last_layers.values():
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    if res.phase is not None:
-        nn.init.zeros_(res.phase)
+def _subfields(batch: int) -> list[list[Place]]:
+    """Where the nine lie in a state, `batch` at a time."""
+    places: list[Place] = [
+        (slice(None), slice(k // N, None, N), slice(k % N, None, N)) for k in range(SUBFIELDS)
+    ]
+    return [places[first : first + batch] for first in range(0, SUBFIELDS, batch)]
 
 
-def _subfield(k: int) -> tuple[slice, slice, slice]:
-    return slice(None), slice(k // N, None, N), slice(k % N, None, N)
-
-
-def _row_parts(rows: int, batch: int) -> list[slice]:
+def _parts(rows: int, batch: int) -> list[slice]:
     """All rows in as many consecutive parts as there are batches of the nine."""
     parts = -(-SUBFIELDS // batch)
     edges = [rows * part // parts for part in range(parts + 1)]
-    return [slice(start, stop) for start, stop in zip(edges, edges[1:]) if stop > start]
+    return [slice(start, stop) for start, stop in pairwise(edges) if stop > start]
 
 
 def _join(parts: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -26,7 +26,7 @@ HEAVY = (
     "pandas",
 )
 
-NETWORK = ("attention", "backbone", "transfer", "checkpoint", "engine")
+NETWORK = ("attention", "backbone", "transfer", "initialise", "checkpoint", "catalogue", "engine")
 FENCES = {
     "eccodes": ("grib",),
     "gribapi": ("grib",),
