@@ -9,7 +9,12 @@ Read the package in the order of this list: a module uses only modules above it.
     variables             what the numbers mean: the registry of variables, the channel sets
     state                 State: values, channels, grid, valid time, lead. The one noun
 
+    grib.sections         where GRIB messages begin and end; a multi-field message taken apart
+    grib.worker           the child process in which ecCodes meets foreign bytes
+    grib.pool             worker processes with deadlines; what kills one becomes an error naming file and offset
+    grib.geometry         from a GRIB header to a grid, and to the order in which values were sent
     grib.messages         what GRIB files hold, read from the headers in worker processes
+    grib.selection        which message makes which channel at which time; what is missing, in one error
     grib.derive           fields computed from others: gh -> z, r -> q
     grib.decode           files -> Analysis: every channel of the initial time, or an error naming what is missing
     grib.encode           a field -> a GRIB2 message; messages -> a file and its index
