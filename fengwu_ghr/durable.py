@@ -47,7 +47,7 @@ def checksum(data: "bytes | np.ndarray", before: int = 0) -> int:
 
 
 def checksum_file(path: Path) -> tuple[int, int]:
-    """Size in bytes and CRC-32C of a file, read in blocks."""
+    """Size in bytes and CRC-32C of a file. Not mapped into memory: there a damaged disk kills the process."""
     size = value = 0
     block = np.empty(_BLOCK, np.uint8)
     with open(path, "rb", buffering=0) as file:

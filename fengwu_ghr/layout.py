@@ -17,6 +17,9 @@ CONVENTIONS = "CF-1.11"
 INNER_CHUNKS = (3, 4)
 """Along latitude and longitude; a shard is one field. 667 x 1000 values each at 0.09 degrees."""
 MANTISSA_BITS = 23
+BYTE_SHUFFLE, BIT_SHUFFLE = "shuffle", "bitshuffle"
+"""Fields of full precision, as interpolation and networks give them, are compressed by bytes as small as by bits and
+in 0.6 of the time; rounded ones become a quarter smaller by bits."""
 
 _LOSSLESS_BITS = 22
 """What lz4 with bit-shuffling leaves of a float32 field at 0.09 degrees, on the safe side (19 to 22 measured)."""
@@ -107,7 +110,10 @@ class StorePlan:
 
 @dataclass(frozen=True, eq=False)
 class ArrayLayout:
-    """One array of a store: a field variable, where `values` is None, or a coordinate."""
+    """One array of a store: a field variable, where `values` is None, or a coordinate.
+
+    `shuffle` is what rearranges the values of a field before they are compressed.
+    """
 
     name: str
     dims: tuple[str, ...]
@@ -115,6 +121,7 @@ class ArrayLayout:
     attributes: dict[str, Any]
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None = None
+    shuffle: str = BYTE_SHUFFLE
     values: np.ndarray | None = None
 
 
@@ -161,6 +168,7 @@ def _field(plan: StorePlan, name: str) -> ArrayLayout:
         _field_attributes(plan, name),
         chunks=(*ones, *chunk),
         shards=(*ones, *shard),
+        shuffle=BYTE_SHUFFLE if plan.keep_bits is None else BIT_SHUFFLE,
     )
 
 

@@ -41,9 +41,6 @@ _RESTART = "_restart"
 _THREADS = 4
 """That wait for the disk: flushing and reading back."""
 
-# As fast as level 1 and smaller; zstd takes over twice the time for a tenth less (benchmarks/store.py).
-_COMPRESSION = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=4)
-
 Field = Float32[np.ndarray, "lat lon"]
 
 
@@ -308,13 +305,14 @@ def _write_plan(folder: Path, plan: StorePlan, attributes: Mapping[str, Any]) ->
 
 def _write_array(group: zarr.Group, array: ArrayLayout) -> None:
     is_field = array.values is None
+    compression = BloscCodec(cname="lz4", clevel=5, shuffle=array.shuffle, typesize=4)
     made = group.create_array(
         array.name,
         shape=array.shape,
         dtype=np.float32 if array.values is None else array.values.dtype,
         chunks=array.chunks,
         shards=array.shards,
-        compressors=_COMPRESSION if is_field else "auto",
+        compressors=compression if is_field else "auto",
         fill_value=np.nan if is_field else 0,
         dimension_names=array.dims,
         attributes=array.attributes,
