@@ -149,6 +149,8 @@ def _named(name: str, channels: str, split: str) -> Architecture:
     names = _untrained_names()
     if name not in names:
         raise ValueError(f"no architecture is named {name!r}; there are {', '.join(names)}")
+    if split not in ("pixel", "token"):
+        raise ValueError(f"the split is made at pixel or token level; got {split!r}")
     size, scale = names[name]
     return architecture(size, scale=scale, channels=len(channel_set(channels)), split=split)
 

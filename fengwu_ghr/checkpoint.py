@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,7 +35,7 @@ class Checkpoint:
     card: ModelCard
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path) -> "Checkpoint":
         """Reads the card and checks every file against its sum; raises UsageError on the first defect."""
         card = read_card(folder)
         _check_files(folder, card)

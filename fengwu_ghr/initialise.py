@@ -1,7 +1,7 @@
 """Weights before training: where transfer starts, and an untrained network that is awake.
 
-Every parameter is filled from a random stream of its own, fixed by the seed and the parameter's name: the same
-numbers on every machine and in every precision, and adding a part to a network leaves the others as they were.
+Every parameter is filled from a random stream of its own, fixed by the seed and the parameter's name: numbers do not
+depend on what was drawn before, and adding a part to a network leaves the others as they were.
 """
 
 import hashlib

@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -38,7 +38,7 @@ class Statistics(_Strict):
     std: dict[str, float]
 
     @classmethod
-    def of(cls, channels: ChannelSet, normalisation: Normalisation) -> Self:
+    def of(cls, channels: ChannelSet, normalisation: Normalisation) -> "Statistics":
         named = [dict(zip(channels.names, map(float, v))) for v in (normalisation.mean, normalisation.std)]
         return cls(mean=named[0], std=named[1])
 
@@ -71,7 +71,7 @@ class ModelCard(_Strict):
     files: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self) -> "ModelCard":
         channels = channel_set(self.channel_set)
         self.statistics.normalisation(channels)
         if len(channels) != self.architecture.channels:

@@ -42,14 +42,14 @@ def recombine(
     return grid.permute(0, 3, 4, 1, 5, 2).reshape(-1, channels, N * rows, N * columns)
 
 
-def fold(tokens: Float[Tensor, "nine_batch row column width"]) -> Float[Tensor, "batch tall wide width"]:
+def fold(tokens: Float[Tensor, "nine_batch down across width"]) -> Float[Tensor, "batch tall wide width"]:
     """The tokens of each nine where they lie on the fine grid."""
     _, rows, columns, width = tokens.shape
     grid = tokens.reshape(-1, N, N, rows, columns, width)
     return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, N * rows, N * columns, width)
 
 
-def unfold(tokens: Float[Tensor, "batch tall wide width"]) -> Float[Tensor, "nine_batch row column width"]:
+def unfold(tokens: Float[Tensor, "batch tall wide width"]) -> Float[Tensor, "nine_batch down across width"]:
     """The inverse of `fold`."""
     batch, tall, wide, width = tokens.shape
     grid = tokens.reshape(batch, tall // N, N, wide // N, N, width)
@@ -149,8 +149,8 @@ class RES(nn.Module):
         return {"proj": self.proj, "mlp": self.mlp.last_layer}
 
     def forward(
-        self, tokens: Float[Tensor, "nine_batch row column width"], *, batch: int = SUBFIELDS
-    ) -> Float[Tensor, "nine_batch row column width"]:
+        self, tokens: Float[Tensor, "nine_batch down across width"], *, batch: int = SUBFIELDS
+    ) -> Float[Tensor, "nine_batch down across width"]:
         """The nine after exchange; `batch` windows are worked on at a time."""
         folded = fold(tokens)
         folded = folded + self.attend(self.norm1(self._with_phase(folded)), batch)
@@ -204,7 +204,7 @@ class TransferModel(nn.Module):
 
     def tokens_of(
         self, states: Sequence[Float[Tensor, "channel row column"]], *, batch: int = SUBFIELDS
-    ) -> Float[Tensor, "9 row column width"]:
+    ) -> Float[Tensor, "9 down across width"]:
         """The tokens of all nine sub-fields of `history` states, the oldest first, on the weights' device."""
         if len(states) != self.architecture.history:
             raise ValueError(
@@ -219,8 +219,8 @@ class TransferModel(nn.Module):
         return unfold(_join(rows, dim=1)) + self.backbone.position
 
     def advance(
-        self, tokens: Float[Tensor, "nine_batch row column width"], *, step: int, batch: int = SUBFIELDS
-    ) -> Float[Tensor, "nine_batch row column width"]:
+        self, tokens: Float[Tensor, "nine_batch down across width"], *, step: int, batch: int = SUBFIELDS
+    ) -> Float[Tensor, "nine_batch down across width"]:
         """The tokens after the trunk and the RES blocks, with the adapters of this lead step."""
         start = 0
         for last, res in zip(self.architecture.res_after, self.res):
@@ -233,7 +233,7 @@ class TransferModel(nn.Module):
         target: Float[Tensor, "channel row column"],
         newest: Float[Tensor, "channel row column"],
         *,
-        tokens: Float[Tensor, "9 row column width"],
+        tokens: Float[Tensor, "9 down across width"],
         batch: int = SUBFIELDS,
     ) -> None:
         """Fills `target`, which may be `newest` itself or an older state, with the next state.
