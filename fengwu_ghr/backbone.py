@@ -238,7 +238,8 @@ class Decoder(nn.Module):
 class Backbone(nn.Module):
     """The pretrained network: `history` normalised states on the backbone grid in, the next one out.
 
-    `linear` makes the layers of the trunk, so that a transfer can have them follow the lead step.
+    `linear` makes the layers of the trunk, so that a transfer can have them follow the lead step. The parameters
+    mean nothing until `initialise` or a checkpoint fills them.
     """
 
     def __init__(self, architecture: Architecture, *, linear: LinearFactory = Linear) -> None:
