@@ -18,6 +18,7 @@ Read the package in the order of this list: a module uses only modules above it.
     grib.derive           fields computed from others: gh -> z, r -> q
     grib.decode           files -> Analysis: every channel of the initial time, or an error naming what is missing
     grib.encode           a field -> a GRIB2 message; messages -> a file and its index
+    interpolation         along circles of latitude and over the poles, without edges
     regrid                any source grid -> any grid of ours, exact at poles and dateline
     store                 the run store: sharded Zarr; plan, write a lead, commit it, what is complete
 
