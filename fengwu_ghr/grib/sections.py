@@ -107,7 +107,9 @@ def _extent(path: Path, descriptor: int, start: int, *, size: int) -> Extent:
         raise InputError(f"{where} is cut off: the file ends {len(header)} bytes later")
     edition = header[7]
     if edition not in (1, 2):
-        raise InputError(f"{where} is of edition {edition}; GRIB 1 and 2 are read")
+        raise InputError(
+            f"{path}: the letters GRIB at byte {start} begin no message of GRIB 1 or 2, but of edition {edition}"
+        )
     length = int.from_bytes(header[8:16], "big") if edition == 2 else _length_1(descriptor, start)
     if start + length > size:
         raise InputError(f"{where} is cut off: it takes {length} bytes, the file ends after {size - start}")

@@ -1,5 +1,6 @@
 """Which message makes which channel at which time; everything that is missing, in one error."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -117,6 +118,10 @@ class Holdings:
             ]
         return ways
 
+    def busiest(self) -> datetime | None:
+        """The time of most fields, wanted or not."""
+        return _best_time(set(at) for at in self.instant.values())
+
     def hint(self, channel: Channel, time: datetime) -> str:
         """What there is instead of a channel that is missing."""
         found = [*self._other_times(channel), *self._other_kinds(channel), *self._inputs(channel, time)]
@@ -199,9 +204,13 @@ def _choose_time(holdings: Holdings, channels: Sequence[Channel], wanted: dateti
         raise InputError(
             f"the input holds several initial times: {_listed(map(clock, sorted(complete)), 24)}; choose one"
         )
-    counts = {time: sum(time in t for t in times.values()) for at in times.values() for time in at}
-    time = wanted or (max(sorted(counts), key=counts.__getitem__) if counts else None)
-    raise _incomplete(holdings, times, time, complete)
+    raise _incomplete(holdings, times, wanted or _best_time(times.values()) or holdings.busiest(), complete)
+
+
+def _best_time(times: Iterable[set[datetime]]) -> datetime | None:
+    """The time at which most channels can be had."""
+    counts = Counter(time for at in times for time in sorted(at))
+    return max(sorted(counts), key=counts.__getitem__, default=None)
 
 
 def _incomplete(
