@@ -25,11 +25,11 @@ from fengwu_ghr.normalise import Normalisation, standard_statistics
 from fengwu_ghr.variables import channel_set
 
 MODELS_VARIABLE, CACHE_VARIABLE = "FENGWU_GHR_MODELS", "FENGWU_GHR_CACHE"
-RANDOM_TENDENCY = 0.02
-"""Standard deviations by which an untrained random model changes its fields in a step, in the rms."""
+RANDOM_TENDENCY = 0.01
+"""Standard deviations by which an untrained random model changes its fields in a step, to a factor of two (rms)."""
 
 _PACKAGED = Path(__file__).parent / "models"
-_RECIPE = 1  # raise it when `initialise` draws other numbers: models in caches are then made anew
+_RECIPE = 2  # raise it when `initialise` draws other numbers: models in caches are then made anew
 _LOG = logging.getLogger("fengwu_ghr")
 
 _DESCRIPTIONS = {
@@ -99,8 +99,8 @@ def create_model(
 ) -> Checkpoint:
     """An untrained model in a new folder; `model` is a name such as ghr-tiny-0p09, or an architecture as it is.
 
-    `zero`: the tendency is exactly zero, so that every forecast is persistence. `random`: a tendency of about
-    0.02 standard deviations a step, bounded whatever the state, with adapters that differ at every lead step.
+    `zero`: the tendency is exactly zero, so that every forecast is persistence. `random`: a tendency of 0.01
+    to 0.02 standard deviations a step, bounded whatever the state, with adapters that differ at every lead step.
     Without statistics, the channels' standard ones. Raises UsageError for options that do not go together.
     """
     if init not in _DESCRIPTIONS:
