@@ -20,6 +20,12 @@ Read the package in the order of this list: a module uses only modules above it.
     grib.encode           a field -> a GRIB2 message; messages -> a file and its index
     interpolation         along circles of latitude and over the poles, without edges
     regrid                any source grid -> any grid of ours, exact at poles and dateline
+    durable               checksums, flushing to the device, locks; a failed write is an error with a remedy
+    manifest              what is committed: JSON lines, each whole or not there
+    restart               the master state in two slots, written in turn
+    layout                what a run store is made of: its plan, every array and its CF attributes
+    target                what may stand where a run store is to go, and what is never touched
+    lead                  the fields of one lead: staged, flushed, moved into place, committed
     store                 the run store: sharded Zarr; plan, write a lead, commit it, what is complete
 
     normalise             physical values <-> what the network sees

@@ -1,6 +1,7 @@
 """Writing one lead: its fields are staged, summed and flushed, renamed into place, and committed by one line."""
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -91,7 +92,10 @@ class LeadWriter:
         try:
             array[index].write(kept, can_reference_source_data_indefinitely=True).result()
         except (ValueError, RuntimeError) as error:  # how tensorstore reports a failure of the file system
-            raise unwritable(table.staging, str(error)) from error
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None:
+                raise unwritable(table.staging, str(error)) from error
+            raise unwritable(table.staging, os.strerror(int(code[1])), int(code[1])) from error
         self._shards[channel] = table.flushing.submit(self._finish, channel)
 
     def commit(self) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from fengwu_ghr.durable import append, checksum, flush, writing
 from fengwu_ghr.errors import InputError
@@ -27,7 +27,7 @@ class Manifest:
         self._entries: list[Entry] = []
 
     @classmethod
-    def of(cls, store: Path, initial_time: datetime) -> Self:
+    def of(cls, store: Path, initial_time: datetime) -> "Manifest":
         return cls(store / MANIFEST / f"{stamp(initial_time)}.jsonl")
 
     def entries(self) -> list[Entry]:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import tensorstore
@@ -67,7 +67,7 @@ class RunStore:
         *,
         overwrite: bool = False,
         durable: bool = True,
-    ) -> Self:
+    ) -> "RunStore":
         """The store of this plan, new or resumed, open for writing all its initial times.
 
         `attributes` (title, source ...) are entered when it is new. Raises UsageError when the target is anything
@@ -85,7 +85,7 @@ class RunStore:
         return store
 
     @classmethod
-    def open(cls, path: Path, *, write: Sequence[datetime] = ()) -> Self:
+    def open(cls, path: Path, *, write: Sequence[datetime] = ()) -> "RunStore":
         """The store that is there, open for reading, and for writing the initial times named.
 
         Raises InputError when it is not a run store; UsageError when another process writes one of those times.
@@ -94,7 +94,7 @@ class RunStore:
         store._lock(write)
         return store
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunStore":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -102,11 +102,11 @@ class RunStore:
 
     def close(self) -> None:
         """No thread is left and other processes may write."""
-        self._flushing.shutdown()
-        for table in self._tables.values():
-            with suppress(OSError):  # what is left there is cleared away by whoever writes next
-                remove_tree(table.staging)
-        self._locks.close()
+        with self._locks:
+            self._flushing.shutdown()
+            for table in self._tables.values():
+                with suppress(OSError):  # what is left there is cleared away by whoever writes next
+                    remove_tree(table.staging)
         self._tables.clear()
 
     # Reading
