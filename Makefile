@@ -1,7 +1,6 @@
 # Everything a fresh machine needs: `make demo` runs the main job, `make test` checks the project.
 PYTHON ?= python3
-# Where to take torch from, if not from pip's own index: for instance https://download.pytorch.org/whl/cpu,
-# whose builds leave out several gigabytes of CUDA.
+# Where to take torch from, if not from pip's own index: one of CPU builds leaves out several gigabytes of CUDA.
 TORCH_INDEX ?=
 
 VENV := .venv

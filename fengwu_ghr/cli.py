@@ -1,17 +1,30 @@
 """The verbs of `fengwu-ghr`: each reads its options, calls one function of the package and shows what came."""
 
-import functools
 import json
-import signal
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fengwu_ghr.errors import FengwuError, Interrupted, UsageError
+from fengwu_ghr.errors import UsageError
+from fengwu_ghr.options import (
+    Budget,
+    Config,
+    Date,
+    Inputs,
+    Model,
+    MoreFiles,
+    Quiet,
+    Store,
+    Threads,
+    Time,
+    Verbose,
+    initial_time,
+    list_of,
+    place,
+    verb,
+)
 
 if TYPE_CHECKING:
     from fengwu_ghr.config import RunConfig
@@ -29,54 +42,6 @@ models_app = typer.Typer(
     no_args_is_help=True, help="List, create and verify checkpoints.", rich_markup_mode=None
 )
 app.add_typer(models_app, name="models")
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every detail.")]
-Model = Annotated[
-    str | None, typer.Option("--model", help="Checkpoint folder, model name or untrained architecture.")
-]
-Inputs = Annotated[list[Path] | None, typer.Option("--input", help="GRIB file; may be given several times.")]
-Date = Annotated[
-    str | None, typer.Option(help="Initial date, YYYYMMDD, where the input holds several times.")
-]
-Time = Annotated[str | None, typer.Option(help="Initial hour, HH (UTC), with --date.")]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="TOML file; flags and overrides come after it.")
-]
-MoreFiles = Annotated[
-    list[str] | None, typer.Argument(help="More input files, or overrides section.key=value.")
-]
-Budget = Annotated[
-    str | None, typer.Option("--memory-budget", help="Bound on the memory of the process, as 20GiB.")
-]
-Threads = Annotated[int | None, typer.Option(help="Threads; default one per core.")]
-Store = Annotated[Path, typer.Argument(help="A run store, NAME.zarr.")]
-
-
-def verb(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn errors into messages and exit codes; stop cleanly on Ctrl-C and SIGTERM."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        from fengwu_ghr import console
-
-        signal.signal(signal.SIGTERM, _interrupt)
-        console.set_verbosity(quiet=options.get("quiet", False), verbose=options.get("verbose", False))
-        try:
-            command(*args, **options)
-        except FengwuError as error:
-            raise typer.Exit(console.report_error(error)) from None
-        except KeyboardInterrupt:
-            stopped = Interrupted("stopped; what is committed stands, run the same command again to resume")
-            raise typer.Exit(console.report_error(stopped)) from None
-        except BrokenPipeError:
-            raise typer.Exit(0) from None
-
-    return run
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 @app.command(epilog="Example: fengwu-ghr inspect analysis.grib2 run.zarr")
@@ -117,7 +82,7 @@ def check(
     """Say whether a forecast could run, and what it would take, without running it."""
     flags = {
         "model.name": model,
-        "input.time": _initial_time(date, time),
+        "input.time": initial_time(date, time),
         "forecast.lead_time_hours": lead_time,
         "output.zarr": "forecast.zarr",
         "compute.memory_budget": memory_budget,
@@ -165,16 +130,16 @@ def forecast(
     """Forecast from one analysis; run again after any stop to resume."""
     flags = {
         "model.name": model,
-        "input.time": _initial_time(date, time),
+        "input.time": initial_time(date, time),
         "output.zarr": output,
         "output.grib": grib,
         "output.netcdf": netcdf,
         "output.overwrite": overwrite or None,
         "forecast.lead_time_hours": lead_time,
-        "forecast.variables": _list(variables, str),
-        "forecast.levels": _list(levels, int),
-        "forecast.leads_hours": _list(leads, int),
-        "forecast.area": _list(area, float),
+        "forecast.variables": list_of(variables, str),
+        "forecast.levels": list_of(levels, int),
+        "forecast.leads_hours": list_of(leads, int),
+        "forecast.area": list_of(area, float),
         "forecast.keep_bits": keep_bits,
         "compute.device": device,
         "compute.precision": precision,
@@ -225,10 +190,10 @@ def point(
     from fengwu_ghr import console
     from fengwu_ghr.views import write_meteogram
 
-    latitude, longitude = _pair(at)
+    latitude, longitude = place(at)
     stem = output or store.with_name(f"{store.stem}_{latitude:g}_{longitude:g}")
     for path in write_meteogram(
-        store, _list(variables, str), latitude=latitude, longitude=longitude, stem=stem
+        store, list_of(variables, str), latitude=latitude, longitude=longitude, stem=stem
     ):
         console.OUT.print(str(path), markup=False)
 
@@ -289,7 +254,7 @@ def demo(
 
 @models_app.command("list", epilog="Example: fengwu-ghr models list")
 @verb
-def models_list(quiet: Quiet = False, verbose: Verbose = False) -> None:
+def modelslist_of(quiet: Quiet = False, verbose: Verbose = False) -> None:
     """The models that a name finds, and the architectures that can be created."""
     from fengwu_ghr import console
     from fengwu_ghr.catalogue import list_models
@@ -392,26 +357,6 @@ def _show_result(result: "ForecastResult") -> None:
     facts.append(("time", console.human_duration(result.seconds)))
     facts.append(("peak memory", console.human_bytes(result.peak_bytes)))
     console.show_facts("Products", facts)
-
-
-def _initial_time(date: str | None, time: str | None) -> str | None:
-    if date is None and time is not None:
-        raise UsageError(f"--time {time} needs --date")
-    return None if date is None else f"{date} {(time or '00').zfill(2)}"
-
-
-def _list(text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...]:
-    try:
-        return tuple(kind(part.strip()) for part in (text or "").split(",") if part.strip())
-    except ValueError:
-        raise UsageError(f"a list of numbers is written 1,2,3; got {text!r}") from None
-
-
-def _pair(text: str) -> tuple[float, float]:
-    values = _list(text, float)
-    if len(values) != 2:
-        raise UsageError(f"a place is written latitude,longitude, as 52.5,13.4; got {text!r}")
-    return values[0], values[1]
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """One forecast from end to end: plan, ingest, roll out, write; or go on where an earlier attempt stopped."""
 
 import json
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -9,7 +10,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -32,6 +33,7 @@ REUSED_NUMERICS = ("threads", "batch")
 """What a resumed run takes from the manifest instead of from its options."""
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Hears how a forecast goes; the command line shows it."""
 
@@ -53,6 +55,7 @@ class ForecastResult:
     grib_files: tuple[Path, ...]
     netcdf: Path | None
     seconds: float
+    peak_bytes: int
     was_complete: bool
 
 
@@ -66,39 +69,44 @@ def run_forecast(
     """
     start = perf_counter()
     plan = plan or plan_forecast(config)
-    with _open_store(plan) as store:
+    with open_store(plan) as store:
         missing = set(plan.leads) - set(store.committed(plan.initial_time))
         if missing:
-            _Run(plan, store, reporter).compute()
+            ForecastRun(plan, store, reporter).compute()
             store.clear_restart(plan.initial_time)
         else:
             reporter.note(f"{store.path} already holds every lead of this forecast")
-        files = export_grib(store, plan.initial_time, config.output.grib) if config.output.grib else ()
+        files = _grib_files(plan, store)
         if config.output.netcdf:
-            export_netcdf(store, config.output.netcdf)
+            export_netcdf(store.path, config.output.netcdf)
     return ForecastResult(
-        store.path, tuple(files), config.output.netcdf, perf_counter() - start, was_complete=not missing
+        store=store.path,
+        grib_files=tuple(files),
+        netcdf=config.output.netcdf,
+        seconds=perf_counter() - start,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        was_complete=not missing,
     )
 
 
-class _Run:
+class ForecastRun:
     """The working parts of one forecast while it runs."""
 
     def __init__(self, plan: ForecastPlan, store: RunStore, reporter: Reporter) -> None:
         self.plan, self.store, self.reporter = plan, store, reporter
         self.checkpoint = plan.checkpoint
-        self.channel_set = plan.checkpoint.channel_set
-        self.map = NetworkMap(plan.checkpoint.network)
+        self.channel_set = plan.checkpoint.channels
+        self.map = NetworkMap(plan.checkpoint.grid)
         self.committed = set(store.committed(plan.initial_time))
 
     def compute(self) -> None:
         """Compute and commit every lead that is missing."""
-        analyses = [_read(analysis) for analysis in self.plan.analyses]
+        analyses = [read_analysis(analysis) for analysis in self.plan.analyses]
         stepper = self._stepper(_provenance(self.plan, analyses))
-        outputs = Outputs(self._sinks(), self.plan.channels, threads=self.plan.threads)
+        outputs = Outputs(self.sinks(), self.plan.channels, threads=self.plan.threads)
         try:
             if timedelta(0) in self._missing():
-                outputs.submit(timedelta(0), partial(self._analysed, analyses[-1]))
+                outputs.submit(timedelta(0), partial(self.analysed, analyses[-1]))
             start = self._start(analyses)
             del analyses
             self._roll(stepper, start, outputs)
@@ -117,7 +125,7 @@ class _Run:
             lead = step * self.plan.step
             save = partial(self._save_restart, step, buffers, schedule)
             if lead in self._missing():
-                outputs.submit(lead, partial(self._predicted, buffers[-1]), after=save)
+                outputs.submit(lead, partial(self.predicted, buffers[-1]), after=save)
             else:
                 outputs.run(save)
             self.reporter.stepped(step, lead)
@@ -132,11 +140,11 @@ class _Run:
             return Start(restart.step, restart.arrays)
         if self.committed:
             self.reporter.note("resuming: computing again from the analysis, committed leads are kept")
-        return Start(0, [self._master(analysis) for analysis in analyses])
+        return Start(0, [self.master(analysis) for analysis in analyses])
 
-    def _master(self, analysis: Analysis) -> MasterState:
+    def master(self, analysis: Analysis) -> MasterState:
         """The analysis on the network grid, normalised."""
-        values = np.empty((len(self.channel_set), *self.checkpoint.network.shape), np.float32)
+        values = np.empty((len(self.channel_set), *self.checkpoint.grid.shape), np.float32)
         for row, channel in enumerate(self.channel_set.channels):
             source, what = analysis.fields[channel], channel.definition
             values[row] = self.map.from_source(
@@ -145,15 +153,15 @@ class _Run:
             _clip(values[row], what)
         return self.checkpoint.normalisation.normalise(values, out=values)
 
-    def _analysed(self, analysis: Analysis, channel: Channel) -> Float32[np.ndarray, "lat lon"]:
+    def analysed(self, analysis: Analysis, channel: Channel) -> Float32[np.ndarray, "lat lon"]:
         """Lead 0: the ingested analysis itself on the product grid, without the detour over the network grid."""
         source, what = analysis.fields[channel], channel.definition
-        to_product = Regridder(source.grid, self.checkpoint.network.product)
+        to_product = Regridder(source.grid, self.checkpoint.grid.product)
         return self._product(
             to_product.apply(source.values, is_vector=what.is_vector, smooth=what.is_smooth), what
         )
 
-    def _predicted(self, state: MasterState, channel: Channel) -> Float32[np.ndarray, "lat lon"]:
+    def predicted(self, state: MasterState, channel: Channel) -> Float32[np.ndarray, "lat lon"]:
         row, what = self.channel_set.index(channel), channel.definition
         field = self.checkpoint.normalisation.denormalise_field(state[row], row)
         return self._product(
@@ -164,7 +172,7 @@ class _Run:
         self, values: Float32[np.ndarray, "lat lon"], what: Variable
     ) -> Float32[np.ndarray, "lat lon"]:
         _clip(values, what)
-        if self.plan.grid is self.checkpoint.network.product:
+        if self.plan.grid is self.checkpoint.grid.product:
             return values
         return np.ascontiguousarray(values[self.plan.rows][:, self.plan.columns])
 
@@ -175,13 +183,15 @@ class _Run:
         self.store.save_restart(self.plan.initial_time, step, buffers)
         schedule.saved(perf_counter() - start)
 
-    def _sinks(self) -> list[Sink]:
+    def sinks(self) -> list[Sink]:
         """The store comes last: a lead exists only when its other products do."""
         store, folder = ZarrSink(self.store, self.plan.initial_time), self.plan.config.output.grib
         if folder is None:
             return [store]
         return [
-            GribSink(folder, GribEncoder(self.plan.grid), self.plan.initial_time, self.plan.channels),
+            GribSink(
+                folder, GribEncoder(self.plan.grid), self.plan.initial_time, channels=self.plan.channels
+            ),
             store,
         ]
 
@@ -214,14 +224,19 @@ class _Run:
         self.store.note_change(self.plan.initial_time, {"numerics": now})
 
 
-def _open_store(plan: ForecastPlan) -> RunStore:
+def _grib_files(plan: ForecastPlan, store: RunStore) -> list[Path]:
+    """The GRIB files of all leads; those of leads committed without them are made from the store."""
+    folder = plan.config.output.grib
+    if folder is None:
+        return []
+    return export_grib(store, plan.initial_time, folder, only_missing=True, threads=plan.threads)
+
+
+def open_store(plan: ForecastPlan) -> RunStore:
     output = plan.config.output
-    attributes = {"title": f"{plan.checkpoint.name} forecast", "source": plan.checkpoint.description}
+    card = plan.checkpoint.card
+    attributes = {"title": f"{card.name} forecast", "source": card.description, "license": card.licence}
     return RunStore.create(output.zarr, plan.store, attributes, overwrite=output.overwrite)
-
-
-def _read(plan: Any) -> Analysis:
-    return read_analysis(plan)
 
 
 def _clip(values: Float32[np.ndarray, "row column"], what: Variable) -> None:
@@ -233,9 +248,13 @@ def _clip(values: Float32[np.ndarray, "row column"], what: Variable) -> None:
 def _provenance(plan: ForecastPlan, analyses: Sequence[Analysis]) -> dict[str, Any]:
     """All that decides the bytes of the products; `identity` hashes what must not change when a run is resumed."""
     run = {
-        "model": {"name": plan.checkpoint.name, "sha256": plan.checkpoint.sha256},
+        "model": {"name": plan.checkpoint.card.name, "sha256": plan.checkpoint.digest},
         "inputs": [analysis.provenance for analysis in analyses],
-        "grid": {"product": plan.grid.key, "network": plan.checkpoint.network.name},
+        "grid": {
+            "product": plan.grid.key,
+            "network": plan.checkpoint.grid.name,
+            "registration": plan.checkpoint.grid.registration,
+        },
     }
     identity = sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
     return run | {

@@ -303,7 +303,8 @@ def named_grid(name: str) -> LatLonGrid | ReducedGaussianGrid:
             if grid.name == name:
                 return grid
     if name[:1] in ("F", "O") and name[1:].isdigit() and int(name[1:]) > 1:
-        return {"F": regular_gaussian_grid, "O": ReducedGaussianGrid.octahedral}[name[0]](int(name[1:]))
+        number = int(name[1:])
+        return regular_gaussian_grid(number) if name[0] == "F" else ReducedGaussianGrid.octahedral(number)
     products = ", ".join(product_grid(scale).name for scale in SCALES)
     raise ValueError(
         f"no grid is named {name!r}; products: {products}; also 0p25 and its multiples, F320, O1280"

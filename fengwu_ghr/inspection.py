@@ -7,10 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from fengwu_ghr.checkpoint import MODEL_FILE, Checkpoint
+from fengwu_ghr.checkpoint import CARD, Checkpoint
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.grib.messages import FieldInfo, match, scan
 from fengwu_ghr.store import RunStore
+
+
+_GROUPED = ("valid time (UTC)", "initial time", "when", "type", "grid", "packing")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ def describe(paths: Sequence[Path]) -> list[Description]:
 def _describe(path: Path) -> Description:
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    if (path / MODEL_FILE).exists():
+    if (path / CARD).exists():
         return _describe_checkpoint(path)
     if path.is_dir():
         return _describe_store(path)
@@ -85,18 +88,10 @@ def _describe_grib(path: Path) -> Description:
 def _group(field: FieldInfo) -> tuple[str, ...]:
     found = match(field)
     name = found[0].name if found else ".".join(map(str, field.parameter))
-    steps = f"+{_hours(field.step_end):g} h"
-    if field.accumulated:
-        steps = f"+{_hours(field.step_start):g}-{_hours(field.step_end):g} h"
-    return (
-        name,
-        str(field.surface),
-        f"{field.valid_time:%Y-%m-%d %H:%M}",
-        f"{field.initial_time:%m-%d %H} {steps}",
-        field.data_type,
-        f"{field.grid_type} {field.points}",
-        field.packing,
-    )
+    start = f"{field.initial_time:%Y-%m-%d %H:%M}" if field.initial_time else "-"
+    valid = f"{field.valid_time:%Y-%m-%d %H:%M}" if field.valid_time else "-"
+    grid = f"{field.grid_type}, {field.points} points"
+    return (name, str(field.surface), valid, start, field.when, field.data_type, grid, field.packing)
 
 
 def _levels(levels: Sequence[float]) -> str:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -22,6 +22,7 @@ from fengwu_ghr.variables import Channel
 ProductField = Float32[np.ndarray, "lat lon"]
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes the fields of one lead at a time; `field` is called from several threads, in any order."""
 

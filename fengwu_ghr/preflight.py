@@ -9,14 +9,22 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
-from fengwu_ghr.checkpoint import Checkpoint, resolve_model
+from fengwu_ghr.catalogue import resolve_model
+from fengwu_ghr.checkpoint import Checkpoint
 from fengwu_ghr.config import ForecastSection, RunConfig
-from fengwu_ghr.engine.torch_engine import BATCHES, Compute
+from fengwu_ghr.engine.torch_engine import (
+    BATCHES,
+    Compute,
+    activation_bytes,
+    flops_per_step,
+    measured_flops_per_second,
+)
 from fengwu_ghr.errors import OutputError, ResourceError, UsageError
 from fengwu_ghr.grib.decode import AnalysisPlan, plan_analysis
 from fengwu_ghr.grib.encode import check_templates
@@ -29,6 +37,8 @@ BASE_BYTES = 700 * 2**20
 ZARR_RATIO, GRIB_BYTES_PER_POINT = 1.6, 1.2
 """What lossless compression leaves, and 16-bit CCSDS: typical of analyses, on the safe side."""
 MEMORY_SHARE = 0.8
+COMPUTE_EFFICIENCY = 0.4
+"""Of a large matrix product's speed, what a whole step reaches."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class ForecastPlan:
 
     @property
     def step(self) -> timedelta:
-        return timedelta(hours=self.checkpoint.step_hours)
+        return self.checkpoint.step
 
     @property
     def steps(self) -> int:
@@ -88,6 +98,29 @@ class ForecastPlan:
         section = self.config.compute
         return Compute(section.device, section.precision, self.threads, self.memory.batch)
 
+    def facts(self) -> list[tuple[str, str]]:
+        """The plan in words, one line per property."""
+        hours = [lead // timedelta(hours=1) for lead in self.leads]
+        parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.memory.parts.items())
+        trained = "" if self.checkpoint.card.trained else " (untrained: its forecasts have no skill)"
+        return [
+            ("model", f"{self.checkpoint.card.name}{trained}"),
+            ("initial time", f"{self.initial_time:%Y-%m-%d %H} UTC"),
+            ("input", _origin(self.analyses[-1])),
+            ("leads", f"{len(hours)} kept, +{hours[0]} ... +{hours[-1]} h, {self.steps} steps"),
+            ("products", f"{len(self.channels)} channels on {self.grid}"),
+            ("disk", f"about {self.disk_bytes / 1e9:.2f} GB"),
+            ("memory", f"{self.memory.peak / 2**30:.2f} of {self.memory.budget / 2**30:.2f} GiB ({parts})"),
+            ("compute", f"{self.memory.batch} of 9 sub-fields at a time, {self.threads} threads"),
+            ("time", f"about {self.seconds_per_step:.3g} s a step"),
+        ]
+
+    @cached_property
+    def seconds_per_step(self) -> float:
+        """A guess before the first step: counted operations over what a matrix product reaches here."""
+        reached = COMPUTE_EFFICIENCY * measured_flops_per_second(self.compute)
+        return flops_per_step(self.checkpoint.architecture) / reached
+
 
 def plan_forecast(config: RunConfig) -> ForecastPlan:
     """The plan of a forecast. Raises the error that the forecast would end with, where it can be foreseen.
@@ -96,9 +129,9 @@ def plan_forecast(config: RunConfig) -> ForecastPlan:
     ConformanceError for an output that cannot be encoded.
     """
     checkpoint = Checkpoint.open(resolve_model(config.model.name))
-    channels = select_channels(checkpoint.channel_set.channels, config.forecast)
-    leads = select_leads(config.forecast, step_hours=checkpoint.step_hours)
-    grid, rows, columns = select_area(checkpoint.network.product, config.forecast.area)
+    channels = select_channels(checkpoint.channels.channels, config.forecast)
+    leads = select_leads(config.forecast, step_hours=checkpoint.card.step_hours)
+    grid, rows, columns = select_area(checkpoint.grid.product, config.forecast.area)
     analyses = _plan_analyses(config, checkpoint)
     threads = config.compute.threads or os.cpu_count() or 1
     plan = ForecastPlan(
@@ -177,19 +210,21 @@ def plan_memory(
 ) -> MemoryPlan:
     """The largest batch of sub-fields that stays inside the budget; raises ResourceError when none does."""
     budget = budget or int(MEMORY_SHARE * available_memory())
-    rows, columns = checkpoint.network.shape
+    rows, columns = checkpoint.grid.shape
     field = 4 * rows * columns
-    state = field * len(checkpoint.channel_set)
+    state = field * len(checkpoint.channels)
     parts = {
         "process": BASE_BYTES,
-        "weights": checkpoint.weight_bytes,
+        "weights": sum((checkpoint.folder / name).stat().st_size for name in checkpoint.card.files),
         "input fields": sum(analysis.bytes for analysis in analyses),
         "master states": state * checkpoint.history,
         "state being written": state * checkpoint.history,
         "fields being written": 8 * field * threads,
     }
     for batch in BATCHES:
-        plan = MemoryPlan(parts | {"activations": checkpoint.activation_bytes(batch)}, batch, budget)
+        plan = MemoryPlan(
+            parts | {"activations": activation_bytes(checkpoint.architecture, batch)}, batch, budget
+        )
         if plan.peak <= budget:
             return plan
     needed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.parts.items())
@@ -212,6 +247,15 @@ def available_memory() -> int:
     return free
 
 
+def _origin(analysis: AnalysisPlan) -> str:
+    files = len({field.path for field in analysis.fields})
+    derived = sorted({recipe.rule.split(";")[0] for recipe in analysis.recipes if recipe.rule})
+    text = f"{len(analysis.fields)} fields from {files} {'file' if files == 1 else 'files'}"
+    if analysis.lead_of_input:
+        text += f", a forecast at +{analysis.lead_of_input // timedelta(hours=1)} h"
+    return f"{text}; derived: {', '.join(derived)}" if derived else text
+
+
 def _variable_name(name: str) -> str:
     try:
         return variable(name).name
@@ -221,19 +265,18 @@ def _variable_name(name: str) -> str:
 
 def _plan_analyses(config: RunConfig, checkpoint: Checkpoint) -> tuple[AnalysisPlan, ...]:
     """One per time the model needs, oldest first."""
-    channels, files = checkpoint.channel_set.channels, config.input.files
+    channels, files = checkpoint.channels.channels, config.input.files
     newest = plan_analysis(files, channels, initial_time=config.input.time)
-    step = timedelta(hours=checkpoint.step_hours)
     earlier = [
-        plan_analysis(files, channels, initial_time=newest.valid_time - age * step)
+        plan_analysis(files, channels, initial_time=newest.valid_time - age * checkpoint.step)
         for age in range(checkpoint.history - 1, 0, -1)
     ]
     return (*earlier, newest)
 
 
 def _disk_bytes(config: RunConfig, checkpoint: Checkpoint, values: int) -> int:
-    rows, columns = checkpoint.network.shape
-    restart = 2 * checkpoint.history * 4 * rows * columns * len(checkpoint.channel_set)
+    rows, columns = checkpoint.grid.shape
+    restart = 2 * checkpoint.history * 4 * rows * columns * len(checkpoint.channels)
     grib = GRIB_BYTES_PER_POINT * values if config.output.grib else 0
     netcdf = 4 * values / ZARR_RATIO if config.output.netcdf else 0
     return int(4 * values / ZARR_RATIO + grib + netcdf + restart)

@@ -1,7 +1,7 @@
 """The model as the rollout sees it: put states in, step, get the newest state out."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -13,6 +13,7 @@ MasterState = Float32[np.ndarray, "channel row column"]
 """A state on the network grid, normalised, float32: what the rollout carries, whatever the engine computes in."""
 
 
+@runtime_checkable
 class Stepper(Protocol):
     """One model on one device.
 

@@ -8,13 +8,14 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from fengwu_ghr.backbone import Architecture
 from fengwu_ghr.checkpoint import Checkpoint, load_model
 from fengwu_ghr.engine.stepper import MasterState
 from fengwu_ghr.errors import ResourceError, UsageError
-from fengwu_ghr.grid import SUBFIELDS_PER_AXIS
+from fengwu_ghr.transfer import TransferModel
 
 BATCHES = (9, 3, 1)
 """How many of the nine sub-fields may run together."""
@@ -35,23 +36,22 @@ class Compute:
 class TorchStepper:
     """A transferred model on one device, advancing one master state in place.
 
-    All nine sub-fields are encoded before the first is decoded, so the state can be overwritten sub-field by
-    sub-field: memory holds one master state (`history` of them), the tokens of all nine, and the activations of
-    `batch` sub-fields. Results for different `batch` agree to rounding, for equal `Compute` bit by bit.
+    All nine sub-fields are encoded before the first is decoded, so the oldest state can be overwritten in place:
+    memory holds `history` master states, the tokens of all nine, and the activations of `batch` sub-fields.
+    Results for different `batch` agree to rounding, for equal `Compute` bit by bit.
     """
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
         _check_device(compute.device)
         torch.set_num_threads(compute.threads)
-        self.network = checkpoint.network
-        self.channel_set = checkpoint.channel_set
+        self.network = checkpoint.grid
+        self.channel_set = checkpoint.channels
         self.history = checkpoint.history
-        self.step_hours = checkpoint.step_hours
+        self.step_hours = checkpoint.card.step_hours
         self.numerics = numerics(compute)
         self._compute = compute
-        self._dtype = PRECISIONS[compute.precision]
-        self._model = load_model(checkpoint, device=compute.device, dtype=self._dtype)
-        is_vector = np.array([c.definition.is_vector for c in checkpoint.channel_set.channels])
+        self._model = load_model(checkpoint, device=compute.device, dtype=PRECISIONS[compute.precision])
+        is_vector = [channel.definition.is_vector for channel in checkpoint.channels.channels]
         self._sign, self._offset = (
             torch.from_numpy(a).to(compute.device) for a in checkpoint.normalisation.across_pole(is_vector)
         )
@@ -67,45 +67,14 @@ class TorchStepper:
 
     @torch.inference_mode()
     def step(self, index: int) -> None:
+        batch, newest, target = self._compute.batch, self._states[-1], self._states[0]
         with _memory_errors(self._compute):
-            target = self._next_state()
-            if self._model.splits_tokens:
-                self._step_tokens(target, index)
-            else:
-                self._step_pixels(target, index)
-            self.network.refill_beyond_poles(target, sign=self._sign, offset=self._offset)
-        self._states = [*self._states, target][-self.history :]
-
-    def _next_state(self) -> Tensor:
-        """Where the new state goes: over the newest when one is enough, else over a copy of it."""
-        return self._states.pop() if self.history == 1 else self._states[-1].clone()
-
-    def _step_pixels(self, target: Tensor, index: int) -> None:
-        sources = self._states or [target]
-        tokens = torch.cat([self._model.encode(_stack(sources, part, self._dtype)) for part in self._parts()])
-        tokens = self._model.advance(tokens, step=index, batch=self._compute.batch)
-        for part in self._parts():
-            decoded = self._model.decode(tokens[part])
-            for values, k in zip(decoded, range(9)[part]):
-                self._apply(_subfield(target, k), values)
-
-    def _step_tokens(self, target: Tensor, index: int) -> None:
-        sources = self._states or [target]
-        inner = torch.cat([source[:, 1:-1] for source in sources]).to(self._dtype)
-        tokens = self._model.encode_token_split(inner)
-        del inner
-        tokens = self._model.advance(tokens, step=index, batch=self._compute.batch)
-        self._apply(target[:, 1:-1], self._model.decode_token_split(tokens))
-
-    def _apply(self, target: Float[Tensor, "channel a b"], decoded: Float[Tensor, "channel a b"]) -> None:
-        if self._model.predicts_tendency:
-            target += decoded.to(torch.float32)
-        else:
-            target.copy_(decoded)
-
-    def _parts(self) -> Iterator[slice]:
-        for first in range(0, 9, self._compute.batch):
-            yield slice(first, first + self._compute.batch)
+            tokens = self._model.tokens_of(self._states, batch=batch)
+            tokens = self._model.advance(tokens, step=index, batch=batch)
+            # The oldest state is needed no longer (with history 1 it is the newest): the next one replaces it.
+            self._model.write_next(target, newest, tokens=tokens, batch=batch)
+        self.network.refill_beyond_poles(target, sign=self._sign, offset=self._offset)
+        self._states = [*self._states[1:], target]
 
 
 def numerics(compute: Compute) -> dict[str, str | int]:
@@ -124,6 +93,37 @@ def numerics(compute: Compute) -> dict[str, str | int]:
     }
 
 
+def activation_bytes(architecture: Architecture, batch: int) -> int:
+    """What a step needs beside states and weights, at its peak, when `batch` sub-fields run together.
+
+    An estimate from the shapes: the gathered fields with the copy that the patch convolution makes of them, the
+    tokens of all nine through the trunk, the decoder's widest features with the fields it leaves.
+    """
+    rows, columns = architecture.grid_shape
+    tokens = architecture.token_shape[0] * architecture.token_shape[1]
+    fields = batch * rows * columns * architecture.channels
+    hidden = batch * tokens * architecture.width * (architecture.mlp_ratio + 6)
+    exchange = 8 * 9 * tokens * architecture.width if architecture.res_after else 0
+    finest = tokens * 4**architecture.doublings * (*architecture.up_blocks, architecture.decoder_width)[-1]
+    everywhere = 9 if architecture.split == "token" else batch
+    decoder = fields + 4 * everywhere * finest
+    return 4 * (
+        2 * 9 * tokens * architecture.width
+        + max(2 * fields * architecture.history, hidden, exchange, decoder)
+    )
+
+
+def flops_per_step(architecture: Architecture) -> int:
+    """Floating-point operations of one step, counted over the whole model on tensors without data."""
+    rows, columns = architecture.grid_shape
+    with torch.device("meta"):
+        model = TransferModel(architecture)
+        state = torch.empty(1, architecture.channels * architecture.history, 3 * rows, 3 * columns)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(state, 0)
+    return counter.get_total_flops()
+
+
 def measured_flops_per_second(compute: Compute) -> float:
     """What a large matrix product reaches here, now; a few hundredths of a second."""
     torch.set_num_threads(compute.threads)
@@ -136,19 +136,6 @@ def _seconds(call: Callable[[], object]) -> float:
     start = perf_counter()
     call()
     return perf_counter() - start
-
-
-def _subfield(state: Float[Tensor, "channel row column"], k: int) -> Float[Tensor, "channel lat lon"]:
-    n = SUBFIELDS_PER_AXIS
-    return state[:, k // n :: n, k % n :: n]
-
-
-def _stack(
-    sources: Sequence[Tensor], part: slice, dtype: torch.dtype
-) -> Float[Tensor, "subfield channel lat lon"]:
-    """The sub-fields of one part; several states lie behind one another on the channel axis."""
-    fields = [torch.cat([_subfield(s, k) for s in sources]) for k in range(9)[part]]
-    return torch.stack(fields).to(dtype)
 
 
 def _check_device(device: str) -> None:
