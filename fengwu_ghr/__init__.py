@@ -10,6 +10,7 @@ Read the package in the order of this list: a module uses only modules above it.
     state                 State: values, channels, grid, valid time, lead. The one noun
 
     grib.sections         where GRIB messages begin and end; a multi-field message taken apart
+    grib.soundness        whether a data section holds what its header promises
     grib.worker           the child process in which ecCodes meets foreign bytes
     grib.pool             worker processes with deadlines; what kills one becomes an error naming file and offset
     grib.geometry         from a GRIB header to a grid, and to the order in which values were sent

@@ -62,7 +62,7 @@ def take_apart(message: bytes) -> list[bytes]:
     fields: list[bytes] = []
     held: dict[int, bytes] = {}
     bitmap = b""
-    for number, section in _sections(message):
+    for number, section in sections(message):
         held = {n: s for n, s in held.items() if n < number}
         if number == 6 and section[5] == _OWN_BITMAP:
             bitmap = section
@@ -73,6 +73,21 @@ def take_apart(message: bytes) -> list[bytes]:
     if not fields:
         raise ValueError("it has no data section")
     return fields if len(fields) > 1 else [message]
+
+
+def sections(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of each section of a GRIB2 message, between the indicator section and the end marker.
+
+    Raises ValueError when they do not fill it.
+    """
+    position, last = _HEADER, len(message) - len(END)
+    while position < last:
+        length = int.from_bytes(message[position : position + 4], "big")
+        number = message[position + 4]
+        if not (6 if number == 6 else 5) <= length <= last - position or not 1 <= number <= 7:
+            raise ValueError(f"section {number} at byte {position} of the message takes {length} bytes")
+        yield number, message[position : position + length]
+        position += length
 
 
 def _read_extents(path: Path) -> list[Extent]:
@@ -138,18 +153,6 @@ def _length_1(descriptor: int, start: int) -> int:
 
 def _uint24(descriptor: int, position: int) -> int:
     return int.from_bytes(os.pread(descriptor, 3, position), "big")
-
-
-def _sections(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each section between the indicator section and the end marker."""
-    position, last = _HEADER, len(message) - len(END)
-    while position < last:
-        length = int.from_bytes(message[position : position + 4], "big")
-        number = message[position + 4]
-        if not (6 if number == 6 else 5) <= length <= last - position or not 1 <= number <= 7:
-            raise ValueError(f"section {number} at byte {position} of the message takes {length} bytes")
-        yield number, message[position : position + length]
-        position += length
 
 
 def _assemble(message: bytes, held: dict[int, bytes]) -> bytes:

@@ -19,6 +19,7 @@ import gribapi
 import numpy as np
 
 from fengwu_ghr.grib.sections import read_message, take_apart
+from fengwu_ghr.grib.soundness import check_data
 
 ADDRESS_SPACE = 6 << 30
 """Bytes; a 0.05-degree field takes less than one of the six, an absurd header asks for more."""
@@ -59,7 +60,9 @@ def describe(message: bytes) -> list[dict[str, Any]]:
 
 def decode(message: bytes, part: int, out: np.ndarray, layout: dict[str, Any]) -> dict[str, Any]:
     """Fill `out` with a field, rows north to south, columns west to east, NaN where missing; return its range."""
-    values = _with_handle(take_apart(message)[part], _values)
+    field = take_apart(message)[part]
+    check_data(field)
+    values = _with_handle(field, _values)
     if values.size != out.size:
         raise ValueError(f"it holds {values.size} values where its grid has {out.size} points")
     missing = values == MISSING
