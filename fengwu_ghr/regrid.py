@@ -312,19 +312,26 @@ def _load(path: Path, count: int) -> np.ndarray | None:
 
 def _save(path: Path, words: np.ndarray) -> None:
     """The file is there, whole, unless the folder cannot be written: then it is built again next time."""
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, words)
+    except OSError as error:
+        _log.warning(
+            "cannot keep regridding weights in %s (%s): they are built at every start", path.parent, error
+        )
+
+
+def _write(path: Path, words: np.ndarray) -> None:
+    # A name of its own: other processes may be writing the same weights.
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
         with open(unfinished, "wb") as file:
             file.write(words.data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except OSError as error:
+    finally:
         unfinished.unlink(missing_ok=True)
-        _log.warning(
-            "cannot keep regridding weights in %s (%s): they are built at every start", path.parent, error
-        )
 
 
 def _cache_folder() -> Path:
