@@ -112,6 +112,13 @@ def test_a_repeated_bitmap_is_put_back() -> None:
     assert take_apart(whole) == [with_hole, with_hole]
 
 
+@pytest.mark.parametrize("indicator", [1, 253, 254])
+def test_a_bitmap_that_is_elsewhere_is_refused(indicator: int) -> None:
+    at = T500.index(b"\0\0\0\x06\x06\xff") + 5
+    with pytest.raises(ValueError, match=f"its bitmap is not in it .indicator {indicator}"):
+        take_apart(T500[:at] + bytes([indicator]) + T500[at + 1 :])
+
+
 @pytest.mark.parametrize("broken", [37, 60, 120])
 def test_sections_that_do_not_fill_their_message_are_refused(
     tmp_path: Path, pool: WorkerPool, broken: int

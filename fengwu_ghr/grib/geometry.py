@@ -169,14 +169,16 @@ def _reduced_gaussian(geometry: Geometry) -> Layout:
     number, row_points = _gaussian_number(geometry), geometry.row_points or ()
     if geometry.scan:
         raise ValueError(f"reduced Gaussian grids are read in scanning mode 0 only; it has {geometry.scan}")
-    north, south, west, _ = _corners(geometry)
+    north, south, west, east = _corners(geometry)
     every = gaussian_latitudes(number)
     off = max(abs(every[0] - north), abs(every[-1] - south), abs(west))
-    is_whole = len(row_points) == 2 * number and sum(row_points) == geometry.points
-    if not is_whole or off > _GAUSSIAN_TOLERANCE or min(row_points) <= 0:
+    is_whole = len(row_points) == 2 * number and sum(row_points) == geometry.points and min(row_points) > 0
+    # The last longitude is that of the longest row, or, with some writers, of the regular grid of that N.
+    last = min(abs(360 - 360 / columns - east) for columns in (max(row_points, default=1), 4 * number))
+    if not is_whole or max(off, last) > _GAUSSIAN_TOLERANCE:
         raise ValueError(
             f"it is a part of a reduced Gaussian grid (N = {number}, {geometry.points} of {sum(row_points)} points, "
-            f"from latitude {north}, longitude {west}); these are read when they cover the globe"
+            f"from latitude {north}, longitude {west} to {south}, {east}); these are read when they cover the globe"
         )
     grid = ReducedGaussianGrid(np.array(row_points, np.int64), f"N{number}")
     octahedral = ReducedGaussianGrid.octahedral(number)

@@ -15,7 +15,7 @@ MAGIC, END = b"GRIB", b"7777"
 _HEADER = 16
 _CHUNK = 1 << 20
 _LARGE_GRIB1 = 1 << 23
-_REPEATED_BITMAP, _OWN_BITMAP = 254, 0
+_OWN_BITMAP, _REPEATED_BITMAP, _NO_BITMAP = 0, 254, 255
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def take_apart(message: bytes) -> list[bytes]:
     """One complete message for each field: itself, unless several fields share its first sections (GRIB2).
 
     A field that repeats the bitmap before it gets its own copy. Raises ValueError when the sections do not fill
-    the message.
+    the message, or when a bitmap is not in it.
     """
     if message[7] == 1:
         return [message]
@@ -64,10 +64,9 @@ def take_apart(message: bytes) -> list[bytes]:
     bitmap = b""
     for number, section in sections(message):
         held = {n: s for n, s in held.items() if n < number}
-        if number == 6 and section[5] == _OWN_BITMAP:
-            bitmap = section
-        repeats = number == 6 and section[5] == _REPEATED_BITMAP and bitmap
-        held[number] = bitmap if repeats else section
+        held[number] = section
+        if number == 6 and section[5] != _NO_BITMAP:
+            held[6] = bitmap = _bitmap(section, before=bitmap)
         if number == 7:
             fields.append(_assemble(message, held))
     if not fields:
@@ -153,6 +152,15 @@ def _length_1(descriptor: int, start: int) -> int:
 
 def _uint24(descriptor: int, position: int) -> int:
     return int.from_bytes(os.pread(descriptor, 3, position), "big")
+
+
+def _bitmap(section: bytes, *, before: bytes) -> bytes:
+    """The section 6 that is meant: this one, or the one before it in the message."""
+    if section[5] == _OWN_BITMAP:
+        return section
+    if section[5] != _REPEATED_BITMAP or not before:
+        raise ValueError(f"its bitmap is not in it (indicator {section[5]})")
+    return before
 
 
 def _assemble(message: bytes, held: dict[int, bytes]) -> bytes:

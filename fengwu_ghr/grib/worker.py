@@ -120,7 +120,8 @@ def _describe(handle: int) -> dict[str, Any]:
         key: _get(handle, key, gribapi.grib_get_string) for key in ("gridType", "packingType", "dataType")
     }
     found["row_points"] = _row_points(handle)
-    found["points"] = gribapi.grib_get_size(handle, "values")
+    points = _get(handle, "numberOfDataPoints", gribapi.grib_get_long) if edition == 2 else None
+    found["points"] = points or gribapi.grib_get_size(handle, "values")
     found["member"] = _get(handle, "perturbationNumber", gribapi.grib_get_long)
     return found | {"edition": edition}
 
