@@ -82,6 +82,9 @@ def _write_array(path: Path, array: RestartArray) -> dict[str, Any]:
     values = array.astype("<f4", copy=False)
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
+        file.flush()
+        # A disk that is too full says so before gigabytes are written.
+        os.posix_fallocate(file.fileno(), 0, file.tell() + values.nbytes)
         value = _write_values(file, values.reshape(-1).view(np.uint8))
     return {"shape": list(array.shape), "crc32c": value}
 
