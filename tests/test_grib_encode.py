@@ -19,7 +19,7 @@ import pytest
 
 from fengwu_ghr.errors import ConformanceError, OutputError
 from fengwu_ghr.grib import encode as encode_module
-from fengwu_ghr.grib.decode import read_analysis
+from fengwu_ghr.grib.decode import plan_analysis, read_analysis
 from fengwu_ghr.grib.encode import (
     GribEncoder,
     GribEncoding,
@@ -32,7 +32,7 @@ from fengwu_ghr.grib.encode import (
 from fengwu_ghr.grid import LatLonGrid, NetworkGrid, product_grid, regular_gaussian_grid
 from fengwu_ghr.state import State
 from fengwu_ghr.synthetic import synthetic_state
-from fengwu_ghr.variables import Channel, channel, channel_set
+from fengwu_ghr.variables import Channel, channel_set
 
 GRID = product_grid(20)
 START, LEAD = datetime(2024, 2, 28, 18), timedelta(hours=12)
@@ -203,7 +203,6 @@ def test_steps_below_the_hour_are_coded_in_minutes(state: State) -> None:
 def test_missing_values_are_a_bitmap(state: State) -> None:
     values = state[T850].copy()
     values[0, 0] = values[40:60, 10:90] = np.nan
-    values[50, 50] = -0.0 + 9999 % 300  # the default marker of ecCodes must not make a value vanish
     message = encoded(T850, values)
     assert read(message, "bitmapPresent", "numberOfMissing") == [1, int(np.isnan(values).sum())]
     back = decoded(message).reshape(GRID.shape)
@@ -417,12 +416,11 @@ def test_cdo_reads_names_grid_and_values(path: Path, state: State) -> None:
 
 
 def test_what_we_write_we_read(path: Path, state: State) -> None:
-    asked = [c for c in CHANNELS if not c.definition.is_accumulated or c.definition.period_hours == 6]
-    analysis = read_analysis([path], asked)
+    analysis = read_analysis(plan_analysis([path], CHANNELS))
     assert analysis.valid_time == START + LEAD
-    for wanted in asked:
+    assert tuple(analysis.fields) == CHANNELS
+    for wanted in CHANNELS:
         source = analysis.fields[wanted]
         assert isinstance(source.grid, LatLonGrid)
         assert source.grid.key == GRID.key
         assert np.abs(source.values - state[wanted]).max() <= packing_bound(state[wanted], 16)
-    assert channel("tp6h") in analysis.fields
