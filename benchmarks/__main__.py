@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NOT_BENCHMARKS = ("__main__", "passport")
+NOT_BENCHMARKS = ("__main__", "memory", "passport")
 
 
 def names() -> list[str]:
