@@ -1,14 +1,17 @@
 """FengWu-GHR: a GRIB analysis in, a 0.09-degree global forecast in Zarr and GRIB out.
 
-Read the package in the order of this list: a module uses only modules above it. For the main path in a minute, read
-`state` (the one noun), `rollout` (State -> State, State, ...) and `forecast` (one initial time from end to end).
+Read the package in the order of this list: a module uses only modules above it. The main path in a minute: `state`
+(the one noun), `grib.decode`, `regrid`, `rollout` (states in, states out), `outputs`, and `forecast`, which joins them.
 
+  Words
     errors                what can go wrong; each error carries the exit code of the command line
+    durable               checksums, flushing to the device, locks; a failed write is an error with a remedy
     config                TOML -> strict models; an unknown key is an error
     grid                  where the numbers are: product, backbone and network grids, cell areas
     variables             what the numbers mean: the registry of variables, the channel sets
     state                 State: values, channels, grid, valid time, lead. The one noun
 
+  GRIB, and from grid to grid
     grib.sections         where GRIB messages begin and end; a multi-field message taken apart
     grib.soundness        whether a data section holds what its header promises
     grib.worker           the child process in which ecCodes meets foreign bytes
@@ -18,10 +21,13 @@ Read the package in the order of this list: a module uses only modules above it.
     grib.selection        which message makes which channel at which time; what is missing, in one error
     grib.derive           fields computed from others: gh -> z, r -> q
     grib.decode           files -> Analysis: every channel of the initial time, or an error naming what is missing
+    grib.header           what a message of ours says about its field
     grib.encode           a field -> a GRIB2 message; messages -> a file and its index
+    synthetic             an analytic atmosphere for the demonstration and the tests
     interpolation         along circles of latitude and over the poles, without edges
     regrid                any source grid -> any grid of ours, exact at poles and dateline
-    durable               checksums, flushing to the device, locks; a failed write is an error with a remedy
+
+  The run store
     manifest              what is committed: JSON lines, each whole or not there
     restart               the master state in two slots, written in turn
     layout                what a run store is made of: its plan, every array and its CF attributes
@@ -29,6 +35,7 @@ Read the package in the order of this list: a module uses only modules above it.
     lead                  the fields of one lead: staged, flushed, moved into place, committed
     store                 the run store: sharded Zarr; plan, write a lead, commit it, what is complete
 
+  The network
     normalise             physical values <-> what the network sees
     attention.window      exact attention inside windows of the sphere
     backbone              the 0.25-degree network on one page
@@ -37,15 +44,23 @@ Read the package in the order of this list: a module uses only modules above it.
     model_card            model.toml: what a forecast must know about its weights, read strictly
     checkpoint            model.toml and safetensors, strict and hashed
     catalogue             where a model name is found; untrained models made on first use
-    engine                Stepper: what a rollout needs from a network
+    engine.stepper        Stepper: what a rollout needs from a network
     engine.torch_engine   the stepper that runs the torch network within a memory budget
 
-    rollout               State -> State, State, ...; restart
-    outputs               sinks for Zarr, GRIB and NetCDF: asynchronous, bounded, failing loudly
+  The job
+    rollout               State -> State, State, ...; how to go on after a stop
+    outputs               sinks for Zarr and GRIB: asynchronous, bounded, failing loudly
+    export                products from a run store: GRIB, NetCDF, the series at a point
     preflight             everything that can be known before work starts
     forecast              one initial time from end to end
-    synthetic             an analytic atmosphere for the demonstration and the tests
+    demo                  the whole chain on the embedded world
+
+  The command line
     plot                  maps and meteograms
+    views                 a run store as a picture: the map of a field, the meteogram of a place
+    inspection            what a path holds: GRIB files, a checkpoint, a run store
+    console               tables, progress, errors as users see them
+    options               what the verbs share
     cli                   the verbs of `fengwu-ghr`, thin
 """
 
@@ -53,8 +68,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fengwu_ghr.forecast import run_forecast
     from fengwu_ghr.grid import LatLonGrid, NetworkGrid, product_grid
     from fengwu_ghr.state import State
+    from fengwu_ghr.store import open_run
     from fengwu_ghr.variables import Channel, channel_set
 
     __version__: str
@@ -66,9 +83,20 @@ _PUBLIC = {
     "product_grid": ("grid", "product_grid"),
     "Channel": ("variables", "Channel"),
     "channel_set": ("variables", "channel_set"),
+    "run_forecast": ("forecast", "run_forecast"),
+    "open_run": ("store", "open_run"),
 }
 
-__all__ = ["Channel", "LatLonGrid", "NetworkGrid", "State", "channel_set", "product_grid"]
+__all__ = [
+    "Channel",
+    "LatLonGrid",
+    "NetworkGrid",
+    "State",
+    "channel_set",
+    "open_run",
+    "product_grid",
+    "run_forecast",
+]
 
 
 def __getattr__(name: str) -> Any:

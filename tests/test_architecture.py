@@ -1,6 +1,7 @@
 """The order of the package is its architecture: it is written once, in the package's docstring, and held here."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -38,7 +39,7 @@ FENCES = {
     "safetensors": NETWORK,
     "matplotlib": ("plot",),
     "mpl_toolkits": ("plot",),
-    "typer": ("cli",),
+    "typer": ("options", "cli"),
     # Never: pickles run code; a second PROJ library beside the one of ecCodes crashes the process.
     "pickle": (),
     "pyproj": (),
@@ -157,3 +158,28 @@ def test_help_loads_nothing_heavy() -> None:
     run = "import runpy, sys\nsys.argv = ['fengwu-ghr', '--help']\n"
     run += "try: runpy.run_module('fengwu_ghr.cli', run_name='__main__')\nexcept SystemExit as e: assert not e.code"
     assert loaded_after(run) == set()
+
+
+def test_nothing_depends_on_the_hash_seed() -> None:
+    """A set that is iterated, a key that is hash(...): both would differ between two runs of the same command."""
+    script = """
+from datetime import datetime, timedelta; import hashlib
+from fengwu_ghr.grib.encode import GribEncoder
+from fengwu_ghr.grid import product_grid
+from fengwu_ghr.synthetic import synthetic_state
+from fengwu_ghr.variables import CHANNEL_SETS
+grid, start = product_grid(80), datetime(2024, 1, 1)
+for name, channels in CHANNEL_SETS.items():
+    state = synthetic_state(grid, channels.channels, initial_time=start, lead=timedelta(hours=6))
+    encode, digest = GribEncoder(grid).encode, hashlib.sha256(state.values)
+    for c in channels.channels:
+        digest.update(encode(c, state[c], initial_time=start, lead=state.lead))
+    print(name, digest.hexdigest())
+"""
+    command = [sys.executable, "-c", script]
+    seeds = ({**os.environ, "PYTHONHASHSEED": seed} for seed in ("1", "2"))
+    first, second = (
+        subprocess.run(command, env=env, capture_output=True, check=True).stdout for env in seeds
+    )
+    assert first == second
+    assert first.count(b"\n") == 4
