@@ -123,9 +123,9 @@ class RunStore:
                 f"{self.path} does not hold {channel}; it holds {', '.join(map(str, self.plan.channels))}"
             )
         if stated is None:
-            when = f"{lead} from {initial_time:%Y-%m-%d %H:%M}"
+            there = ", ".join(f"+{_hours(found)} h" for found in self.committed(initial_time)) or "none"
             raise InputError(
-                f"{self.path} does not hold lead {when}: it is not committed; run the forecast to its end"
+                f"{self.path} does not hold lead +{_hours(lead)} h from {initial_time:%Y-%m-%d %H:%M}; committed: {there}"
             )
         damage = self._damage(channel, initial_time, lead, stated[str(channel)])
         if damage:
@@ -366,3 +366,7 @@ def _check_resumable(path: Path, plan: StorePlan) -> None:
             f"{path} holds another run, with other {'; '.join(differences)}; write to another --output, or replace "
             "it with --overwrite"
         )
+
+
+def _hours(lead: timedelta) -> str:
+    return f"{lead / timedelta(hours=1):g}"
