@@ -31,12 +31,12 @@ class LatLonGrid:
 
     def __post_init__(self) -> None:
         for values, sign, axis in ((self.latitude, -1, "latitude"), (self.longitude, 1, "longitude")):
-            if values.size == 0 or np.any(sign * np.diff(values) <= 0):
+            if values.size == 0 or not np.all(sign * np.diff(values) > 0):
                 order = "decrease" if sign < 0 else "increase"
                 raise ValueError(f"a grid's {axis} must strictly {order}; got {_brief(values)}")
-        if np.abs(self.latitude).max() > 90 + 1e-9:
+        if not np.abs(self.latitude).max() <= 90 + 1e-9:
             raise ValueError(f"latitudes must lie in [-90, 90]; got {_brief(self.latitude)}")
-        if self.longitude[-1] - self.longitude[0] >= 360:
+        if not self.longitude[-1] - self.longitude[0] < 360:
             raise ValueError(f"longitudes must span less than 360 degrees; got {_brief(self.longitude)}")
 
     @property
