@@ -125,7 +125,8 @@ class RunStore:
         if stated is None:
             there = ", ".join(f"+{_hours(found)} h" for found in self.committed(initial_time)) or "none"
             raise InputError(
-                f"{self.path} does not hold lead +{_hours(lead)} h from {initial_time:%Y-%m-%d %H:%M}; committed: {there}"
+                f"{self.path} does not hold lead +{_hours(lead)} h from {initial_time:%Y-%m-%d %H:%M}; "
+                f"committed: {there}"
             )
         damage = self._damage(channel, initial_time, lead, stated[str(channel)])
         if damage:
