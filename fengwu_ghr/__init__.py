@@ -17,6 +17,7 @@ Read the package in the order of this list: a module uses only modules above it.
     grib.worker           the child process in which ecCodes meets foreign bytes
     grib.pool             worker processes with deadlines; what kills one becomes an error naming file and offset
     grib.geometry         from a GRIB header to a grid, and to the order in which values were sent
+    grib.keys             what raw header keys mean: parameter, surface, level, time and interval
     grib.messages         what GRIB files hold, read from the headers in worker processes
     grib.selection        which message makes which channel at which time; what is missing, in one error
     grib.derive           fields computed from others: gh -> z, r -> q

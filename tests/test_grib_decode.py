@@ -223,6 +223,38 @@ def test_a_header_that_claims_two_thousand_million_points_is_an_error(
         read(pool, tmp_path, bytes(message))
 
 
+@pytest.mark.parametrize(
+    ("packing", "octet", "cause"),
+    [
+        ("grid_simple", 20, "its data section holds 1026 bytes, its values need"),
+        ("grid_complex", 20, "its values need|groups hold"),
+        ("grid_complex", 35, "its values need|groups hold"),
+        ("grid_complex_spatial_differencing", 37, "its values need|groups hold"),
+        ("grid_complex_spatial_differencing", 46, "groups hold"),
+        ("grid_complex_spatial_differencing", 49, "its values need|groups hold"),
+        ("grid_ieee", 12, "its values need"),
+    ],
+)
+def test_values_that_reach_past_their_section_are_refused(
+    tmp_path: Path, pool: WorkerPool, packing: str, octet: int, cause: str
+) -> None:
+    """ecCodes would read on, into whatever lies behind."""
+    message = bytearray(gribs.regular(bitsPerValue=12, packingType=packing))
+    start = next(at for at in _section_starts(message) if message[at + 4] == 5)
+    message[start + octet - 1] += 1 if packing == "grid_ieee" else 9
+    with pytest.raises(
+        InputError, match=rf"own\.grib: the message at byte 0: ecCodes cannot read it: .*({cause})"
+    ):
+        read(pool, tmp_path, bytes(message))
+
+
+def _section_starts(message: bytearray) -> Iterator[int]:
+    at = 16
+    while at < len(message) - 4:
+        yield at
+        at += int.from_bytes(message[at : at + 4], "big")
+
+
 # Analyses
 
 CHANNELS = tuple(channel(name) for name in ("z500", "q850", "u300", "v300", "t850", "2t", "msl"))

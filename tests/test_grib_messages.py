@@ -240,6 +240,14 @@ def test_steps_are_read_in_their_unit(
     assert field.valid_time == datetime(2024, 1, 1, 12) + timedelta(hours=hours)
 
 
+@pytest.mark.parametrize("amount", [2**31 - 1, -(2**31) + 2])
+def test_steps_beyond_the_calendar_are_no_steps(tmp_path: Path, pool: WorkerPool, amount: int) -> None:
+    keys = gribs.pressure() | {"indicatorOfUnitOfTimeRange": 2, "forecastTime": amount}
+    field = only(pool, tmp_path, gribs.regular(**keys))
+    assert field.valid_time is None
+    assert "no usable step" in field.when
+
+
 def test_accumulations_end_at_their_valid_time(tmp_path: Path, pool: WorkerPool) -> None:
     field = only(pool, tmp_path, gribs.regular(**gribs.surface((0, 1, 52)) | gribs.accumulated(6, 12)))
     assert field.accumulated

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ class AnalysisPlan:
     def lead_of_input(self) -> timedelta:
         """How far the oldest initial time lies before the valid time; zero for an analysis."""
         return max(self.valid_time - _initial(field) for field in self.fields)
+
+    @cached_property
+    def files(self) -> tuple[dict[str, Any], ...]:
+        """Name, size and sha256 of every file the fields come from; they are read once, on first use."""
+        paths = dict.fromkeys(field.path for field in self.fields)
+        return tuple(_file_facts(path) for path in paths)
 
     @property
     def bytes(self) -> int:
@@ -113,9 +120,8 @@ def read_analysis(
 
     Raises InputError that lists every field that is not, with the range found and the file; and the errors of `decode`.
     """
-    files = list(dict.fromkeys(field.path for field in plan.fields))
     with ThreadPoolExecutor(1) as thread, _borrow(pool, workers) as ready:
-        facts = thread.submit(lambda: [_file_facts(path) for path in files])
+        facts = thread.submit(lambda: plan.files)  # while the workers decode
         decoded = dict(zip(plan.fields, _decode(plan.fields, ready, deadline)))
         fields = _make(plan.recipes, decoded)
         provenance = _provenance(plan, facts.result())
@@ -309,9 +315,9 @@ def _file_facts(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _provenance(plan: AnalysisPlan, files: list[dict[str, Any]]) -> dict[str, Any]:
+def _provenance(plan: AnalysisPlan, files: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "files": files,
+        "files": list(files),
         "valid_time": plan.valid_time.isoformat(),
         "lead_of_input_hours": plan.lead_of_input / timedelta(hours=1),
         "channels": {str(recipe.channel): _origins(recipe) for recipe in plan.recipes},

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from fengwu_ghr.grib.geometry import Geometry
+from fengwu_ghr.grib.keys import INSTANT, NO_SURFACE, known, later, read_meaning
 from fengwu_ghr.grib.pool import WorkerPool
 from fengwu_ghr.grib.sections import find_messages
-from fengwu_ghr.variables import ENTIRE_ATMOSPHERE, ISOBARIC, SURFACE, VARIABLES, Channel, Coding, Variable
+from fengwu_ghr.variables import VARIABLES, Channel, Coding, Variable
 
 HEADER_DEADLINE = 5.0
 """Seconds for the header of one message."""
 
 ECMWF = 98
-INSTANT, UNKNOWN_STATISTIC = None, 255
 STATISTICS = {
     0: "average", 1: "accumulation", 2: "maximum", 3: "minimum", 4: "difference", 5: "root mean square",
     6: "standard deviation", 7: "covariance", 8: "difference", 9: "ratio", 10: "standardised anomaly",
@@ -24,32 +24,10 @@ STATISTICS = {
 }  # fmt: skip
 ACCUMULATION = 1
 
-_HOUR = timedelta(hours=1)
-_UNITS_1 = {
-    0: _HOUR / 60, 1: _HOUR, 2: 24 * _HOUR, 10: 3 * _HOUR, 11: 6 * _HOUR, 12: 12 * _HOUR, 13: _HOUR / 4,
-    14: _HOUR / 2, 254: _HOUR / 3600,
-}  # fmt: skip
-_UNITS_2 = {
-    0: _HOUR / 60,
-    1: _HOUR,
-    2: 24 * _HOUR,
-    10: 3 * _HOUR,
-    11: 6 * _HOUR,
-    12: 12 * _HOUR,
-    13: _HOUR / 3600,
-}
-"""Units of time ranges: GRIB1 table 4, GRIB2 table 4.4; months and longer have no fixed length."""
-
-_PRESSURE_IN_PA_1 = 210
-_NOMINAL_TOP, _NO_SURFACE = 8, 255
 _FORECAST_TEMPLATES = (0, 1, 8, 11)
 """GRIB2 table 4.0: a forecast at a point in time or over an interval, of one run or one ensemble member."""
 _FORECAST_TYPES_1 = ("an", "ia", "4v", "fc", "cf", "pf")
 """ECMWF's types of single analyses and forecasts in GRIB1, where means and spreads differ in nothing else."""
-_STATISTICS_1 = {0: INSTANT, 1: INSTANT, 10: INSTANT, 3: 0, 4: 1, 5: 4}
-_RANGES_1 = (3, 4, 5)
-_AVERAGES_1 = (51, 113, 115, 117, 123)
-"""GRIB1 table 5, time range indicators: as a statistic; those that run from P1 to P2; averages over many runs."""
 _FIRST_LOCAL = {1: 128, 2: 192}
 
 
@@ -85,9 +63,7 @@ class FieldInfo:
     @property
     def valid_time(self) -> datetime | None:
         """The end of the interval, in UTC."""
-        if self.initial_time is None or self.step_end is None:
-            return None
-        return self.initial_time + self.step_end
+        return later(self.initial_time, self.step_end)
 
     @property
     def accumulated(self) -> bool:
@@ -195,7 +171,7 @@ def obstacle(field: FieldInfo, variable: Variable) -> str:
     first_local = _FIRST_LOCAL[field.edition]
     if field.centre != ECMWF and max(field.parameter) >= first_local:
         return f"a local number of centre {field.centre}, which may mean anything"
-    if field.template is not None and field.template not in _FORECAST_TEMPLATES:
+    if field.edition == 2 and field.template not in _FORECAST_TEMPLATES:
         return f"product definition template {field.template}, not a plain forecast"
     if field.edition == 1 and field.centre == ECMWF and field.data_type not in _FORECAST_TYPES_1:
         return f"of type {field.data_type}, not a plain analysis or forecast"
@@ -225,7 +201,7 @@ def _candidates(field: FieldInfo) -> Sequence[tuple[Variable, Coding]]:
         (variable, coding)
         for variable, coding in _BY_PARAMETER.get((field.edition, field.parameter), ())
         if coding.surface == field.surface
-        and field.second_surface == _NO_SURFACE
+        and field.second_surface == NO_SURFACE
         and (coding.level is None or coding.level == field.level)
         and (field.level is not None or not variable.on_levels)
     ]
@@ -243,117 +219,19 @@ _BY_PARAMETER = _by_parameter()
 
 
 def _field(task: dict[str, Any], part: int, header: dict[str, Any]) -> FieldInfo:
-    read = _read_1 if header["edition"] == 1 else _read_2
     return FieldInfo(
         path=Path(task["path"]),
         offset=task["offset"],
         length=task["length"],
         part=part,
         edition=header["edition"],
-        centre=header["centre"],
+        centre=known(header["centre"]),
         member=header["member"],
         data_type=header["dataType"] or "",
         packing=header["packingType"] or "",
         geometry=_geometry(header),
-        **read(header),
+        **read_meaning(header),
     )
-
-
-def _read_2(header: dict[str, Any]) -> dict[str, Any]:
-    surface, second = header["typeOfFirstFixedSurface"], header["typeOfSecondFixedSurface"]
-    if (surface, second) == (SURFACE, _NOMINAL_TOP):
-        surface, second = ENTIRE_ATMOSPHERE, _NO_SURFACE
-    level = _scaled(header["scaledValueOfFirstFixedSurface"], header["scaleFactorOfFirstFixedSurface"])
-    if surface == ISOBARIC and level is not None:
-        level /= 100
-    initial, start, end, statistic = _times_2(header)
-    return {
-        "parameter": tuple(header[k] for k in ("discipline", "parameterCategory", "parameterNumber")),
-        "template": header["productDefinitionTemplateNumber"],
-        "surface": _NO_SURFACE if surface is None else surface,
-        "second_surface": _NO_SURFACE if second is None else second,
-        "level": level,
-        "initial_time": initial,
-        "step_start": start,
-        "step_end": end,
-        "statistic": statistic,
-    }
-
-
-def _read_1(header: dict[str, Any]) -> dict[str, Any]:
-    surface, level = header["indicatorOfTypeOfLevel"], header["level"]
-    if surface == _PRESSURE_IN_PA_1:
-        surface, level = ISOBARIC, None if level is None else level / 100
-    table = header["table2Version"]
-    initial, start, end, statistic = _times_1(header)
-    return {
-        "parameter": (0 if table <= 3 else table, header["indicatorOfParameter"]),
-        "template": None,
-        "surface": surface,
-        "second_surface": _NO_SURFACE,
-        "level": None if level is None else float(level),
-        "initial_time": initial,
-        "step_start": start,
-        "step_end": end,
-        "statistic": statistic,
-    }
-
-
-_Times = tuple[datetime | None, timedelta | None, timedelta | None, int | None]
-
-
-def _times_2(header: dict[str, Any]) -> _Times:
-    initial = _moment(header, "year month day hour minute second")
-    unit, amount = _UNITS_2.get(header["indicatorOfUnitOfTimeRange"]), header["forecastTime"]
-    start = None if unit is None or amount is None else amount * unit
-    if header.get("numberOfTimeRange") is None:
-        return initial, start, start, INSTANT
-    statistic = header["typeOfStatisticalProcessing"]
-    statistic = UNKNOWN_STATISTIC if statistic is None else statistic
-    unit, amount = _UNITS_2.get(header["indicatorOfUnitForTimeRange"]), header["lengthOfTimeRange"]
-    if header["numberOfTimeRange"] != 1 or start is None or unit is None or amount is None:
-        return initial, start, None, statistic
-    interval_end = _moment(header, " ".join(f"{part}OfEndOfOverallTimeInterval" for part in _MOMENT))
-    # Two statements about the end that disagree are none.
-    if initial is None or amount >= 2**31 or interval_end != initial + start + amount * unit:
-        return initial, start, None, statistic
-    return initial, start, start + amount * unit, statistic
-
-
-def _times_1(header: dict[str, Any]) -> _Times:
-    century, year = header["centuryOfReferenceTimeOfData"], header["yearOfCentury"]
-    initial = None
-    if century is not None and year is not None:
-        full = {**header, "year": 100 * (century - 1) + year, "second": 0}
-        initial = _moment(full, "year month day hour minute second")
-    unit, indicator = _UNITS_1.get(header["unitOfTimeRange"]), header["timeRangeIndicator"]
-    first, second = header["P1"], header["P2"]
-    statistic = _STATISTICS_1.get(indicator, 0 if indicator in _AVERAGES_1 else UNKNOWN_STATISTIC)
-    if unit is None or first is None or second is None:
-        return initial, None, None, statistic
-    if statistic is INSTANT:
-        step = {0: first, 1: 0, 10: 256 * first + second}[indicator] * unit
-        return initial, step, step, INSTANT
-    if indicator not in _RANGES_1:
-        return initial, None, None, statistic
-    return initial, first * unit, second * unit, statistic
-
-
-_MOMENT = ("year", "month", "day", "hour", "minute", "second")
-
-
-def _moment(header: dict[str, Any], keys: str) -> datetime | None:
-    parts = [header[key] for key in keys.split()]
-    try:
-        return datetime(*parts)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _scaled(value: int | None, factor: int | None) -> float | None:
-    if value is None or factor is None or abs(factor) > 20:
-        return None
-    return value / 10**factor if factor >= 0 else float(value * 10**-factor)
 
 
 def _geometry(header: dict[str, Any]) -> Geometry:

@@ -15,7 +15,10 @@ MAGIC, END = b"GRIB", b"7777"
 _HEADER = 16
 _CHUNK = 1 << 20
 _LARGE_GRIB1 = 1 << 23
+_EMPTY_DATA = b"\0\0\0\5\7"
 _OWN_BITMAP, _REPEATED_BITMAP, _NO_BITMAP = 0, 254, 255
+
+Bytes = bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -51,41 +54,44 @@ def read_message(path: str | Path, offset: int, length: int) -> bytes:
     return message
 
 
-def take_apart(message: bytes) -> list[bytes]:
+def take_apart(message: bytes, *, headers_only: bool = False) -> list[bytes]:
     """One complete message for each field: itself, unless several fields share its first sections (GRIB2).
 
-    A field that repeats the bitmap before it gets its own copy. Raises ValueError when the sections do not fill
-    the message, or when a bitmap is not in it.
+    A field that repeats the bitmap before it gets its own copy. `headers_only` leaves GRIB2 messages with an empty
+    data section, which is all that reading their headers takes. Raises ValueError when the sections do not fill the
+    message, or when a bitmap is not in it.
     """
     if message[7] == 1:
         return [message]
-    fields: list[bytes] = []
-    held: dict[int, bytes] = {}
-    bitmap = b""
+    fields: list[dict[int, Bytes]] = []
+    held: dict[int, Bytes] = {}
+    bitmap: Bytes = b""
     for number, section in sections(message):
         held = {n: s for n, s in held.items() if n < number}
         held[number] = section
         if number == 6 and section[5] != _NO_BITMAP:
             held[6] = bitmap = _bitmap(section, before=bitmap)
         if number == 7:
-            fields.append(_assemble(message, held))
+            fields.append(held | {7: _EMPTY_DATA} if headers_only else held)
     if not fields:
         raise ValueError("it has no data section")
-    return fields if len(fields) > 1 else [message]
+    if len(fields) == 1 and not headers_only:
+        return [message]
+    return [_assemble(message, field) for field in fields]
 
 
-def sections(message: bytes) -> Iterator[tuple[int, bytes]]:
+def sections(message: bytes) -> Iterator[tuple[int, memoryview]]:
     """Number and bytes of each section of a GRIB2 message, between the indicator section and the end marker.
 
     Raises ValueError when they do not fill it.
     """
-    position, last = _HEADER, len(message) - len(END)
+    position, last, view = _HEADER, len(message) - len(END), memoryview(message)
     while position < last:
         length = int.from_bytes(message[position : position + 4], "big")
         number = message[position + 4]
         if not (6 if number == 6 else 5) <= length <= last - position or not 1 <= number <= 7:
             raise ValueError(f"section {number} at byte {position} of the message takes {length} bytes")
-        yield number, message[position : position + length]
+        yield number, view[position : position + length]
         position += length
 
 
@@ -154,7 +160,7 @@ def _uint24(descriptor: int, position: int) -> int:
     return int.from_bytes(os.pread(descriptor, 3, position), "big")
 
 
-def _bitmap(section: bytes, *, before: bytes) -> bytes:
+def _bitmap(section: Bytes, *, before: Bytes) -> Bytes:
     """The section 6 that is meant: this one, or the one before it in the message."""
     if section[5] == _OWN_BITMAP:
         return section
@@ -163,10 +169,10 @@ def _bitmap(section: bytes, *, before: bytes) -> bytes:
     return before
 
 
-def _assemble(message: bytes, held: dict[int, bytes]) -> bytes:
+def _assemble(message: bytes, held: dict[int, Bytes]) -> bytes:
     missing = {1, 3, 4, 5, 6, 7} - set(held)
     if missing:
         raise ValueError(f"it lacks section {min(missing)}")
-    body = b"".join(held[number] for number in sorted(held))
-    length = (_HEADER + len(body) + len(END)).to_bytes(8, "big")
-    return message[:8] + length + body + END
+    length = _HEADER + sum(len(section) for section in held.values()) + len(END)
+    parts = [message[:8], length.to_bytes(8, "big"), *(held[number] for number in sorted(held)), END]
+    return b"".join(parts)

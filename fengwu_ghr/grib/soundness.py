@@ -6,7 +6,7 @@ that know where their data ends.
 
 import numpy as np
 
-from fengwu_ghr.grib.sections import sections
+from fengwu_ghr.grib.sections import Bytes, sections
 
 SIMPLE, COMPLEX, SPATIAL_DIFFERENCING, IEEE, LOG_PREPROCESSING = 0, 2, 3, 4, 61
 _SECTION_HEADER = 5
@@ -28,7 +28,7 @@ def check_data(message: bytes) -> None:
         _check_groups(header, data)
 
 
-def _check_groups(header: bytes, data: bytes) -> None:
+def _check_groups(header: Bytes, data: Bytes) -> None:
     """Complex packing: the widths and lengths of the groups, sent before the values, say what these take."""
     groups, values = _number(header, 32, 35), _number(header, 6, 9)
     if not groups:
@@ -44,14 +44,14 @@ def _check_groups(header: bytes, data: bytes) -> None:
     _expect(len(data), at + -(-int((widths * lengths).sum()) // 8))
 
 
-def _extra_descriptors(header: bytes) -> int:
+def _extra_descriptors(header: Bytes) -> int:
     """Octets before the groups: the first values and the overall minimum of the differences."""
     if _number(header, 10, 11) == COMPLEX:
         return 0
     return (header[47] + 1) * header[48]
 
 
-def _bit_fields(data: bytes, at: int, count: int, bits: int) -> tuple[np.ndarray, int]:
+def _bit_fields(data: Bytes, at: int, count: int, bits: int) -> tuple[np.ndarray, int]:
     """So many numbers of so many bits from this byte on, and the byte at which the next part begins."""
     end = at + -(-count * bits // 8)
     _expect(len(data), end)
@@ -65,6 +65,6 @@ def _expect(there: int, needed: int) -> None:
         raise ValueError(f"its data section holds {there} bytes, its values need {needed}")
 
 
-def _number(section: bytes, first: int, last: int) -> int:
+def _number(section: Bytes, first: int, last: int) -> int:
     """An unsigned number from its octets, counted from 1, both included."""
     return int.from_bytes(section[first - 1 : last], "big")

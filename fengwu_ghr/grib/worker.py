@@ -55,7 +55,7 @@ _GRID_DEGREES = (
 
 def describe(message: bytes) -> list[dict[str, Any]]:
     """The raw header keys of every field of a message; None for a key that is absent or missing."""
-    return [_with_handle(field, _describe) for field in take_apart(message)]
+    return [_with_handle(field, _describe) for field in take_apart(message, headers_only=True)]
 
 
 def decode(message: bytes, part: int, out: np.ndarray, layout: dict[str, Any]) -> dict[str, Any]:
