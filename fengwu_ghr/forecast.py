@@ -1,12 +1,10 @@
 """One forecast from end to end: plan, ingest, roll out, write; or go on where an earlier attempt stopped."""
 
-import json
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -70,6 +68,7 @@ def run_forecast(
     start = perf_counter()
     plan = plan or plan_forecast(config)
     with open_store(plan) as store:
+        _check_same_run(plan, store)
         missing = set(plan.leads) - set(store.committed(plan.initial_time))
         if missing:
             ForecastRun(plan, store, reporter).compute()
@@ -134,7 +133,8 @@ class ForecastRun:
         return set(self.plan.leads) - self.committed
 
     def _start(self, analyses: Sequence[Analysis]) -> Start:
-        restart = self.store.load_restart(self.plan.initial_time)
+        before = min(self._missing()) // self.plan.step - 1
+        restart = self.store.load_restart(self.plan.initial_time, max_step=before)
         if restart is not None:
             self.reporter.note(f"resuming after step {restart.step} from the saved state")
             return Start(restart.step, restart.arrays)
@@ -169,8 +169,9 @@ class ForecastRun:
         )
 
     def _product(
-        self, values: Float32[np.ndarray, "lat lon"], what: Variable
+        self, values: Float32[np.ndarray, "row column"], what: Variable
     ) -> Float32[np.ndarray, "lat lon"]:
+        """Kept to the variable's bounds, and of the area that is kept."""
         _clip(values, what)
         if self.plan.grid is self.checkpoint.grid.product:
             return values
@@ -202,7 +203,6 @@ class ForecastRun:
         if recorded is None:
             self.store.begin_run(self.plan.initial_time, provenance)
             return TorchStepper(self.checkpoint, compute)
-        _check_same_run(recorded, provenance, self.store.path)
         compute = replace(compute, **{name: recorded["numerics"][name] for name in REUSED_NUMERICS})
         self._check_numerics(recorded["numerics"], numerics(compute))
         return TorchStepper(self.checkpoint, compute)
@@ -245,30 +245,35 @@ def _clip(values: Float32[np.ndarray, "row column"], what: Variable) -> None:
         np.clip(values, what.minimum, what.maximum, out=values)
 
 
-def _provenance(plan: ForecastPlan, analyses: Sequence[Analysis]) -> dict[str, Any]:
-    """All that decides the bytes of the products; `identity` hashes what must not change when a run is resumed."""
-    run = {
+def _identity(plan: ForecastPlan) -> dict[str, Any]:
+    """What must be the same when a run is resumed, part by part."""
+    return {
         "model": {"name": plan.checkpoint.card.name, "sha256": plan.checkpoint.digest},
-        "inputs": [analysis.provenance for analysis in analyses],
-        "grid": {
-            "product": plan.grid.key,
-            "network": plan.checkpoint.grid.name,
-            "registration": plan.checkpoint.grid.registration,
-        },
+        "input files": [list(analysis.files) for analysis in plan.analyses],
+        "grid": {"product": plan.grid.key, "network": plan.checkpoint.grid.name},
     }
-    identity = sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
-    return run | {
-        "identity": identity,
+
+
+def _provenance(plan: ForecastPlan, analyses: Sequence[Analysis]) -> dict[str, Any]:
+    """All that decides the bytes of the products, and where they come from."""
+    return {
+        "identity": _identity(plan),
+        "inputs": [analysis.provenance for analysis in analyses],
         "code": {"fengwu_ghr": version("fengwu_ghr")},
         "config": plan.config.model_dump(mode="json"),
         "numerics": numerics(plan.compute),
     }
 
 
-def _check_same_run(recorded: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    if recorded["identity"] != now["identity"]:
-        changed = [part for part in ("model", "inputs", "grid") if recorded[part] != now[part]]
+def _check_same_run(plan: ForecastPlan, store: RunStore) -> None:
+    """Raises UsageError when the store was begun with another model, input or grid."""
+    recorded = store.provenance(plan.initial_time)
+    if recorded is None:
+        return
+    now = _identity(plan)
+    changed = [part for part in now if now[part] != recorded["identity"][part]]
+    if changed:
         raise UsageError(
-            f"{path} holds a forecast that differs in {', '.join(changed)}; write to another --output, or replace it "
-            "with --overwrite"
+            f"{store.path} holds a forecast with another {' and '.join(changed)}; write to another --output, or "
+            "replace it with --overwrite"
         )

@@ -12,7 +12,6 @@ from fengwu_ghr.errors import InputError
 from fengwu_ghr.grib.messages import FieldInfo, match, scan
 from fengwu_ghr.store import RunStore
 
-
 _GROUPED = ("valid time (UTC)", "initial time", "when", "type", "grid", "packing")
 
 
@@ -70,17 +69,7 @@ def _describe_grib(path: Path) -> Description:
     for field in fields:
         groups.setdefault(_group(field), []).append(field.level if field.level is not None else float("nan"))
     rows = tuple((*key[:2], _levels(levels), *key[2:], str(len(levels))) for key, levels in groups.items())
-    columns = (
-        "variable",
-        "surface",
-        "levels",
-        "valid time (UTC)",
-        "from",
-        "type",
-        "grid",
-        "packing",
-        "fields",
-    )
+    columns = ("variable", "surface", "levels", *_GROUPED, "fields")
     listed = [dict(zip(columns, row)) for row in rows]
     return Description(f"{path}: {len(fields)} fields", columns, rows, {"path": str(path), "groups": listed})
 

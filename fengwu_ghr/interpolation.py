@@ -67,7 +67,7 @@ class Separable:
 
     def _vector_at_pole(self, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """a cos λ + b sin λ, a and b from the source rows; seen from beyond the pole they are the same."""
-        wave = rows @ np.exp(-1j * self._longitude) * (2 / self._longitude.size)
+        wave = np.sum(rows * np.exp(-1j * self._longitude), axis=1) * (2 / self._longitude.size)
         return np.real(weights @ wave * np.exp(1j * self._target_longitude))
 
 

@@ -10,7 +10,6 @@ from typer.testing import CliRunner, Result
 
 from fengwu_ghr.cli import app
 from fengwu_ghr.demo import write_demo_analysis
-from fengwu_ghr.grib.messages import message_spans
 
 VERBS = ("inspect", "check", "forecast", "export", "point", "plot", "demo")
 MODELS = ("list", "create", "verify")
@@ -52,7 +51,7 @@ def test_inspect_tells_grib_from_store_from_checkpoint(analysis: Path, run: Path
     grib, store, checkpoint = json.loads(result.output)
     assert sum(int(group["fields"]) for group in grib["groups"]) == 69
     assert store["committed_hours"] == {"2024-01-01T00:00:00": [0, 6, 12]}
-    assert "persistence" in checkpoint["description"]
+    assert "Persistence" in checkpoint["description"]
 
 
 def test_check_prints_the_plan_and_writes_nothing(
@@ -67,9 +66,11 @@ def test_check_prints_the_plan_and_writes_nothing(
 
 def test_missing_fields_are_all_named_at_once(analysis: Path, tmp_path: Path) -> None:
     data = analysis.read_bytes()
-    spans = list(message_spans(data))
+    lines = [json.loads(line) for line in analysis.with_suffix(".index").read_text().splitlines()]
+    kept = [line for line in lines[:-4] if (line["param"], line.get("levelist")) != ("z", "500")]
+    assert len(kept) == 64
     partial = tmp_path / "partial.grib2"
-    partial.write_bytes(b"".join(data[s.start : s.stop] for s in spans[:-4] if s is not spans[5]))
+    partial.write_bytes(b"".join(data[k["_offset"] : k["_offset"] + k["_length"]] for k in kept))
     result = call("check", "--model", "ghr-tiny-1p8", "--input", partial)
     assert result.exit_code == 3
     for name in ("z at 500 hPa", "2t", "10u", "10v", "msl", "m2 s-2", "2024-01-01 00:00"):
@@ -174,13 +175,13 @@ def test_a_terminated_run_exits_75_and_resumes(analysis: Path, tmp_path: Path) -
         str(analysis),
     ]
     command += ["--output", str(tmp_path / "run.zarr"), "--lead-time", "2400"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "+12 h" in line:
-            process.terminate()
-            break
-    rest = process.stderr.read()
-    assert process.wait(30) == 75
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "+12 h" in line:
+                process.terminate()
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 75
     assert "run the same command again" in rest
     assert "Traceback" not in rest

@@ -21,15 +21,17 @@ RETURN_ERROR = {
     ("nested", 20): 4e-6,
     ("nested", 10): 7e-7,
     ("nested", 1): 7e-7,
-    ("pixel", 20): 5e-3,
-    ("pixel", 10): 2.5e-3,
-    ("pixel", 1): 2.5e-4,
+    ("pixel", 20): 1e-3,
+    ("pixel", 10): 3e-4,
+    ("pixel", 1): 3e-5,
 }
 """Largest error anywhere of product -> network -> product, for harmonics up to degree 5 of order one.
 
-`nested` is fourth order down to float32; `pixel` is first order, as a cubic convolution with a = -0.75 is, whose
-slopes are too steep by half: the price of what published weights were trained with.
+`nested` is fourth order down to float32. `pixel` is first order each way, as a cubic convolution with a = -0.75 is,
+whose slopes are too steep by half: the price of what published weights were trained with. Most of it cancels.
 """
+PIXEL_ERROR = 6e-3
+"""One way, at scale 20."""
 POLE_ERROR = {
     ("nested", 20): 2e-7,
     ("nested", 10): 2e-7,
@@ -69,7 +71,7 @@ def test_fields_come_back(registration: str, scale: int, field: analytic.Field, 
 
 
 @pytest.mark.parametrize(
-    ("registration", "tolerance"), [("nested", 4e-6), ("pixel", 5e-3)], ids=["nested", "pixel"]
+    ("registration", "tolerance"), [("nested", 4e-6), ("pixel", PIXEL_ERROR)], ids=["nested", "pixel"]
 )
 @pytest.mark.parametrize(("field", "is_vector"), ALL)
 def test_the_network_sees_the_field_where_its_rows_are(
@@ -91,7 +93,7 @@ def test_the_way_back_reads_the_field_where_the_rows_are(
     network = NetworkGrid(20, registration)
     latitude, longitude = axes(network)
     values = field(latitude[:, None], longitude[None, :]).astype(np.float32)
-    for smooth, tolerance in ((True, 2e-6), (False, 2e-3)):
+    for smooth, tolerance in ((True, 2e-6 if registration == "nested" else PIXEL_ERROR), (False, 2e-3)):
         result = NetworkMap(network).to_product(values, is_vector=is_vector, smooth=smooth)
         np.testing.assert_allclose(result, analytic.on(network.product, field), atol=tolerance)
 

@@ -96,8 +96,8 @@ def numerics(compute: Compute) -> dict[str, str | int]:
 def activation_bytes(architecture: Architecture, batch: int) -> int:
     """What a step needs beside states and weights, at its peak, when `batch` sub-fields run together.
 
-    An estimate from the shapes: the gathered fields with the copy that the patch convolution makes of them, the
-    tokens of all nine through the trunk, the decoder's widest features with the fields it leaves.
+    An estimate from the shapes: the tokens of all nine, and the largest of the gathered fields, the trunk's hidden
+    layers, the exchange between the nine, the decoder's finest features with the fields it leaves; a quarter on top.
     """
     rows, columns = architecture.grid_shape
     tokens = architecture.token_shape[0] * architecture.token_shape[1]
@@ -107,9 +107,8 @@ def activation_bytes(architecture: Architecture, batch: int) -> int:
     finest = tokens * 4**architecture.doublings * (*architecture.up_blocks, architecture.decoder_width)[-1]
     everywhere = 9 if architecture.split == "token" else batch
     decoder = fields + 4 * everywhere * finest
-    return 4 * (
-        2 * 9 * tokens * architecture.width
-        + max(2 * fields * architecture.history, hidden, exchange, decoder)
+    return 5 * (
+        2 * 9 * tokens * architecture.width + max(fields * architecture.history, hidden, exchange, decoder)
     )
 
 

@@ -89,12 +89,14 @@ def plan_analysis(
     channels: Sequence[Channel],
     *,
     initial_time: datetime | None = None,
+    earlier: Sequence[timedelta] = (),
     pool: WorkerPool | None = None,
     workers: int = 2,
 ) -> AnalysisPlan:
     """What is to be decoded for these channels, from the headers alone.
 
-    The initial time is the valid time that all channels share; `initial_time` chooses where there are several.
+    The initial time is the valid time that all channels share; `initial_time` chooses where there are several. A
+    model that starts from several states asks that they be there `earlier` by these spans too.
     Raises InputError for files that cannot be read, and one that lists every field that is missing by name, unit,
     level and time, that is there twice with different bytes, or on a grid that cannot be used.
     """
@@ -103,7 +105,11 @@ def plan_analysis(
     with _borrow(pool, workers) as ready:
         fields = scan(paths, pool=ready)
         time, recipes = select(
-            fields, channels, initial_time=initial_time, pick=lambda found: _pick(found, ready)
+            fields,
+            channels,
+            initial_time=initial_time,
+            pick=lambda found: _pick(found, ready),
+            earlier=earlier,
         )
     _check_grids(recipes)
     return AnalysisPlan(tuple(recipes), time)

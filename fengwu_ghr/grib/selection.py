@@ -169,13 +169,15 @@ def select(
     *,
     initial_time: datetime | None,
     pick: Pick,
+    earlier: Sequence[timedelta] = (),
 ) -> tuple[datetime, list[Recipe]]:
     """The initial time and a recipe for every channel. `pick` settles which of several messages of a field is taken.
 
-    Raises InputError that lists every missing field, or the times to choose from, or messages that contradict.
+    The input must be complete at that time, and `earlier` by each of these spans as well. Raises InputError that
+    lists every missing field, or the times to choose from, or messages that contradict.
     """
     holdings = Holdings(fields)
-    time = _choose_time(holdings, channels, initial_time)
+    time = _choose_time(holdings, channels, initial_time, earlier)
     recipes, conflicts = [], []
     for channel in channels:
         try:
@@ -192,9 +194,12 @@ def clock(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M}"
 
 
-def _choose_time(holdings: Holdings, channels: Sequence[Channel], wanted: datetime | None) -> datetime:
+def _choose_time(
+    holdings: Holdings, channels: Sequence[Channel], wanted: datetime | None, earlier: Sequence[timedelta]
+) -> datetime:
     """The time at which every channel can be had."""
-    times = {channel: holdings.times(channel) for channel in channels}
+    held = {channel: holdings.times(channel) for channel in channels}
+    times = {c: {t for t in at if all(t - lag in at for lag in earlier)} for c, at in held.items()}
     complete = set.intersection(*times.values()) if times else set()
     if wanted in complete:
         return wanted
@@ -202,9 +207,11 @@ def _choose_time(holdings: Holdings, channels: Sequence[Channel], wanted: dateti
         return complete.pop()
     if wanted is None and complete:
         raise InputError(
-            f"the input holds several initial times: {_listed(map(clock, sorted(complete)), 24)}; choose one"
+            f"the input holds several initial times: {_listed(map(clock, sorted(complete)), 24)}; "
+            "choose one with --date and --time"
         )
-    raise _incomplete(holdings, times, wanted or _best_time(times.values()) or holdings.busiest(), complete)
+    time = wanted or _best_time(times.values()) or holdings.busiest()
+    raise _incomplete(holdings, times, time, complete, earlier)
 
 
 def _best_time(times: Iterable[set[datetime]]) -> datetime | None:
@@ -218,9 +225,11 @@ def _incomplete(
     times: dict[Channel, set[datetime]],
     time: datetime | None,
     complete: set[datetime],
+    earlier: Sequence[timedelta],
 ) -> InputError:
     missing = [channel for channel, at in times.items() if time not in at]
     at = f" at {clock(time)} UTC" if time else ""
+    at += "".join(f" and {hours(lag)} h before" for lag in earlier)
     lines = [
         f"  {channel.description}{at}: {holdings.hint(channel, time or datetime.min)}" for channel in missing
     ]
