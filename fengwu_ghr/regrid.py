@@ -88,7 +88,7 @@ class Regridder:
     def _method(self, kernel: Kernel) -> "Separable | _FourPoint":
         source, target = self.source, self.target
         if isinstance(source, ReducedGaussianGrid):
-            return _FourPoint(source, target, kernel, folder=self._cache_dir or _cache_folder())
+            return _four_point(source, target, kernel, self._cache_dir or _cache_folder())
         return Separable(source.latitude, source.longitude, target.latitude, target.longitude, kernel)
 
 
@@ -181,9 +181,7 @@ def _pixel_axes(network: NetworkGrid) -> tuple[np.ndarray, np.ndarray]:
 class _FourPoint:
     """From a reduced Gaussian grid: two points on each of two rows, but for the caps around the poles."""
 
-    def __init__(
-        self, source: ReducedGaussianGrid, target: LatLonGrid, kernel: Kernel, *, folder: Path
-    ) -> None:
+    def __init__(self, source: ReducedGaussianGrid, target: LatLonGrid, kernel: Kernel, folder: Path) -> None:
         self._shape = target.shape
         # Two threads that ask at once would otherwise both build, and hold, the same weights.
         with _building:
@@ -203,6 +201,10 @@ class _FourPoint:
         for inside, cap in self._caps:
             result[inside] = cap(values, is_vector=is_vector)
         return result
+
+
+# Kept in memory: callers make a regridder per field.
+_four_point = lru_cache(maxsize=4)(_FourPoint)
 
 
 class _Cap:
@@ -237,7 +239,7 @@ class _Cap:
 def _body(source: ReducedGaussianGrid, target: LatLonGrid, folder: Path) -> csr_matrix:
     """The matrix from the flat source to the flat target, from the cache or built; caps hold placeholders.
 
-    Kept in memory: callers make a regridder per field, and 0.09 degrees takes 256 MB.
+    Kept in memory, where smooth and other fields share it: 256 MB at 0.09 degrees.
     """
     text = f"four-point {METHOD_VERSION} {source.key} {target.key}"
     path = folder / "weights" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.weights"

@@ -262,12 +262,14 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     build = regrid._build
     monkeypatch.setattr(regrid, "_build", lambda *grids: calls.append(1) or build(*grids))
+    regrid._four_point.cache_clear()
     regrid._body.cache_clear()
     return calls
 
 
 def apply(folder: Path | None) -> np.ndarray:
     """A field regridded as by a new process."""
+    regrid._four_point.cache_clear()
     regrid._body.cache_clear()
     return Regridder(SOURCE, TARGET, cache_dir=folder).apply(analytic.on(SOURCE, analytic.scalar))
 
