@@ -133,7 +133,7 @@ def scan(
         for path in (Path(p).absolute() for p in paths)
         for extent in find_messages(path)
     ]
-    with nullcontext(pool) if pool else WorkerPool(min(workers, len(tasks))) as ready:
+    with nullcontext(pool) if pool else WorkerPool(max(1, min(workers, len(tasks)))) as ready:
         replies = ready.run(tasks, deadline=deadline)
     return [
         _field(task, part, header)
