@@ -1,4 +1,4 @@
-"""The whole job at the true grid: real input, four steps, Zarr out. Wall time against its parts, memory of all processes.
+"""The whole job at the true grid: four steps, Zarr out. Wall time against its parts, memory of all processes.
 
     python -m benchmarks.forecast --input analysis.grib2 [--grib] [--model ghr-tiny-0p09] [--steps 4]
 
@@ -8,11 +8,8 @@ computing alone plus writing alone.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from datetime import timedelta
 from functools import partial
@@ -20,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.memory import run_watched
 from benchmarks.passport import passport
 from fengwu_ghr.config import RunConfig
 from fengwu_ghr.demo import write_demo_analysis
@@ -90,46 +88,12 @@ def output_alone(config: RunConfig) -> dict[str, float]:
 MODES = {f.__name__: f for f in (overlapped, compute_alone, output_alone)}
 
 
-def tree_rss(pid: int) -> int:
-    """Resident bytes of a process and all below it; pages shared between them are counted once per process."""
-    total, waiting = 0, [pid]
-    while waiting:
-        process = Path("/proc") / str(waiting.pop())
-        try:
-            total += int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            for task in (process / "task").iterdir():
-                waiting += [int(child) for child in (task / "children").read_text().split()]
-        except (OSError, IndexError):
-            continue
-    return total
-
-
 def in_process_of_its_own(mode: str, config: RunConfig) -> dict[str, float]:
     """The mode's seconds, and the peak of the memory of all its processes together, in GiB."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.forecast",
-        "--mode",
-        mode,
-        "--config",
-        config.model_dump_json(),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        peak, done = [0], threading.Event()
-
-        def watch() -> None:
-            while not done.wait(0.05):
-                peak[0] = max(peak[0], tree_rss(process.pid))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        printed = process.communicate()[0]
-        done.set()
-        watcher.join()
-    if process.returncode:
-        raise SystemExit(f"{mode} failed with {process.returncode}")
-    return json.loads(printed.splitlines()[-1]) | {"peak": peak[0] / 2**30}
+    printed, peak = run_watched(
+        [sys.executable, "-m", "benchmarks.forecast", "--mode", mode, "--config", config.model_dump_json()]
+    )
+    return json.loads(printed.splitlines()[-1]) | {"peak": peak / 2**30}
 
 
 def config_of(arguments: argparse.Namespace, folder: Path, name: str) -> RunConfig:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from fengwu_ghr.backbone import ARCHITECTURES, Architecture, architecture
 from fengwu_ghr.checkpoint import Checkpoint, save, verify
+from fengwu_ghr.config import cache_folder
 from fengwu_ghr.errors import OutputError, UsageError
 from fengwu_ghr.grid import SCALES, product_grid
 from fengwu_ghr.initialise import build, wake
@@ -24,7 +25,7 @@ from fengwu_ghr.model_card import CARD, ModelCard, Statistics, explain, read_car
 from fengwu_ghr.normalise import Normalisation, standard_statistics
 from fengwu_ghr.variables import channel_set
 
-MODELS_VARIABLE, CACHE_VARIABLE = "FENGWU_GHR_MODELS", "FENGWU_GHR_CACHE"
+MODELS_VARIABLE = "FENGWU_GHR_MODELS"
 RANDOM_TENDENCY = 0.01
 """Standard deviations by which an untrained random model changes its fields in a step, to a factor of two (rms)."""
 
@@ -178,13 +179,7 @@ def _cache_folder(name: str) -> Path:
     """Holds the model of this name as this version makes it: another shape or recipe has another folder."""
     shape = asdict(_named(name, "ghr-69", "pixel"))
     digest = hashlib.sha256(f"{_RECIPE} {shape}".encode()).hexdigest()
-    return _cache() / "models" / f"{name}-{digest[:8]}"
-
-
-def _cache() -> Path:
-    if folder := os.environ.get(CACHE_VARIABLE):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fengwu_ghr"
+    return cache_folder("models") / f"{name}-{digest[:8]}"
 
 
 def _collections() -> Iterator[Path]:

@@ -4,6 +4,7 @@ Flags of the command line and `key=value` overrides end in the same models, and 
 saved in every output.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,13 @@ def load_config(path: Path | None, *, flags: Mapping[str, Any], overrides: Seque
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise UsageError(f"the configuration is not valid:\n{_explain(error)}") from None
+
+
+def cache_folder(kind: str) -> Path:
+    """Where files that can be made again are kept: $FENGWU_GHR_CACHE, else the user's cache; it may not exist."""
+    if folder := os.environ.get("FENGWU_GHR_CACHE"):
+        return Path(folder) / kind
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fengwu_ghr" / kind
 
 
 def parse_bytes(text: str) -> int:

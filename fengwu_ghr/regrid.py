@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32
 from scipy.sparse import block_diag, csr_matrix
 
+from fengwu_ghr.config import cache_folder
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.grid import LatLonGrid, NetworkGrid, ReducedGaussianGrid
 from fengwu_ghr.interpolation import SNAP, Kernel, Separable, around, keys, lagrange, linear
@@ -88,7 +89,7 @@ class Regridder:
     def _method(self, kernel: Kernel) -> "Separable | _FourPoint":
         source, target = self.source, self.target
         if isinstance(source, ReducedGaussianGrid):
-            return _four_point(source, target, kernel, self._cache_dir or _cache_folder())
+            return _four_point(source, target, kernel, self._cache_dir or cache_folder("weights"))
         return Separable(source.latitude, source.longitude, target.latitude, target.longitude, kernel)
 
 
@@ -242,7 +243,7 @@ def _body(source: ReducedGaussianGrid, target: LatLonGrid, folder: Path) -> csr_
     Kept in memory, where smooth and other fields share it: 256 MB at 0.09 degrees.
     """
     text = f"four-point {METHOD_VERSION} {source.key} {target.key}"
-    path = folder / "weights" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.weights"
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.weights"
     words = _load(path, 2 * 4 * target.points)
     if words is None:
         words = _build(source, target)
@@ -335,12 +336,6 @@ def _write(path: Path, words: np.ndarray) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _cache_folder() -> Path:
-    if folder := os.environ.get("FENGWU_GHR_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fengwu_ghr"
 
 
 def _extent(grid: LatLonGrid) -> str:

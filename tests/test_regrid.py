@@ -278,7 +278,7 @@ def test_weights_are_built_once(builds: list[int], tmp_path: Path) -> None:
     first, second = apply(tmp_path), apply(tmp_path)
     assert len(builds) == 1
     np.testing.assert_array_equal(first, second)
-    assert [path.suffix for path in (tmp_path / "weights").iterdir()] == [".weights"]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".weights"]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_damaged_weights_are_built_again(
     builds: list[int], tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = apply(tmp_path)
-    [path] = (tmp_path / "weights").iterdir()
+    [path] = tmp_path.iterdir()
     good = path.read_bytes()
     path.write_bytes(damage(good))
     np.testing.assert_array_equal(apply(tmp_path), expected)

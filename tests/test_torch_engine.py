@@ -1,6 +1,5 @@
 """The torch engine: the same forecast whatever the batch, history carried, poles rebuilt, memory and work foreseen."""
 
-
 import numpy as np
 import pytest
 import torch
