@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from fengwu_ghr.errors import OutputError, UsageError
 from fengwu_ghr.grid import LatLonGrid
@@ -78,16 +78,15 @@ def draw_map(
     plt = _pyplot()
     look = LOOKS[caption.channel.variable]
     shown = values * np.float32(look.factor) + np.float32(look.offset)
+    latitude, longitude, field = _drawable(shown, grid)
+    limit = float(np.abs(shown).max()) if look.is_signed else None
     figure, axes = plt.subplots(figsize=(12, 6.4), layout="constrained")
-    limit = float(np.nanmax(np.abs(shown))) if look.is_signed else None
-    thin = tuple(slice(None, None, max(1, n // most)) for n, most in zip(grid.shape, MAX_PIXELS))
-    latitude, longitude = grid.latitude[thin[0]], grid.longitude[thin[1]]
     mesh = axes.pcolormesh(
-        longitude, latitude, shown[thin], cmap=look.colours, shading="nearest", rasterized=True,
+        longitude, latitude, field, cmap=look.colours, shading="nearest", rasterized=True,
         vmin=None if limit is None else -limit, vmax=limit,
     )  # fmt: skip
     if look.contours:
-        _contours(axes, longitude, latitude, shown[thin], step=look.contours)
+        _contours(axes, longitude, latitude, field, step=look.contours)
     _coastlines(axes, longitude)
     axes.set(xlim=(longitude[0], longitude[-1]), ylim=(latitude[-1], latitude[0]))
     axes.set(xlabel="longitude [°E]", ylabel="latitude [°N]")
@@ -147,6 +146,17 @@ def _save(figure: "Figure", output: Path) -> None:
         raise UsageError(f"the picture {output} cannot be written: {error}") from None
     finally:
         plt.close(figure)
+
+
+def _drawable(
+    shown: Float32[np.ndarray, "lat lon"], grid: LatLonGrid
+) -> tuple[Float64[np.ndarray, " y"], Float64[np.ndarray, " x"], Float32[np.ndarray, "y x"]]:
+    """Thinned to the pixels of a picture; on a global grid the first meridian closes the map on the other side."""
+    rows, columns = (slice(None, None, max(1, n // most)) for n, most in zip(grid.shape, MAX_PIXELS))
+    latitude, longitude, field = grid.latitude[rows], grid.longitude[columns], shown[rows, columns]
+    if grid.is_periodic:
+        longitude, field = np.append(longitude, longitude[0] + 360), np.c_[field, field[:, :1]]
+    return latitude, longitude, field
 
 
 def _contours(

@@ -25,6 +25,7 @@ def write_meteogram(
     """
     with RunStore.open(path) as store:
         initial_time = store.plan.initial_times[0]
+        model = model_name(store, initial_time)
         channels = [stored_channel(store, name) for name in names]
         leads, series = series_at(
             store, channels, initial_time=initial_time, latitude=latitude, longitude=longitude
@@ -33,7 +34,7 @@ def write_meteogram(
         raise InputError(f"{path} holds no committed lead yet; run the forecast to its end")
     table, picture = (stem.with_name(stem.name + suffix) for suffix in (".csv", ".png"))
     _write_csv(table, initial_time, leads, series)
-    title = f"{path.stem} at {latitude:g}, {longitude:g}, from {initial_time:%Y-%m-%d %H} UTC"
+    title = f"{model} at {latitude:g}, {longitude:g}, from {initial_time:%Y-%m-%d %H} UTC"
     draw_meteogram(leads, series, title=title, initial_time=initial_time, output=picture)
     return table, picture
 
@@ -46,8 +47,15 @@ def write_map(
         wanted = stored_channel(store, variable if level is None else f"{variable}_{level}")
         initial_time = parse_time(time) if time else store.plan.initial_times[0]
         values = store.read(wanted, initial_time, lead)
-        draw_map(values, store.plan.grid, Caption(wanted, initial_time, lead, path.stem), output=output)
+        caption = Caption(wanted, initial_time, lead, model_name(store, initial_time))
+        draw_map(values, store.plan.grid, caption, output=output)
     return output
+
+
+def model_name(store: RunStore, initial_time: datetime) -> str:
+    """The model that made the forecast, as its provenance has it."""
+    recorded = store.provenance(initial_time)
+    return str(recorded["identity"]["model"]["name"]) if recorded else "unknown model"
 
 
 def stored_channel(store: RunStore, name: str) -> Channel:

@@ -77,7 +77,7 @@ def test_killed_at_any_moment_equals_uninterrupted(
         folder = tmp_path / f"run{len(finished)}"
     subprocess.run(command(analysis, folder), check=True, capture_output=True)
     expected = shards(reference / "run.zarr")
-    assert len(expected) == LEADS * 28
+    assert sum("z/c/" in name or "u/c/" in name for name in expected) == LEADS * 26
     for run in [*finished, folder]:
         assert shards(run / "run.zarr") == expected
         for path in (reference / "grib").iterdir():
