@@ -38,6 +38,7 @@ test-full: lint  ## every test, the slow ones and the true 0.09-degree grid incl
 	$(BIN)/python -m pytest -m ""
 
 bench: install  ## the README's numbers
+	$(BIN)/python -m pip install -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 clean:  ## remove the environment, caches and the demo's products

@@ -1,8 +1,10 @@
 """One analysis in, a forecast out: what other programs see of it, against what was put in and what was promised."""
 
 import json
+import resource
 import shutil
 import subprocess
+import sys
 import warnings
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -296,3 +298,28 @@ def test_gfs_becomes_a_forecast(data_dir: Path, tmp_path: Path) -> None:
         assert provenance["inputs"][0]["lead_of_input_hours"] == 120
         z500 = store.read(Channel("z", 500), initial_time, timedelta(hours=12)) / 9.80665
     assert 4600 < z500.min() < 5200 < 5700 < z500.max() < 6050
+
+
+@pytest.mark.full
+def test_the_true_grid_fits_in_twelve_gibibytes(data_dir: Path, tmp_path: Path) -> None:
+    gfs = data_dir / "gfs_2p5_26lev" / "gfs.t12z.pgrbf120.2p5deg.grib2"
+    command = [
+        sys.executable,
+        "-m",
+        "fengwu_ghr.cli",
+        "forecast",
+        "--model",
+        "ghr-tiny-0p09",
+        "--input",
+        str(gfs),
+    ]
+    command += ["--output", str(tmp_path / "run.zarr"), "--grib", str(tmp_path / "grib"), "--lead-time", "12"]
+    subprocess.run([*command, "--memory-budget", "12GiB"], check=True)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 <= 12 * 2**30
+    with xr.open_zarr(tmp_path / "run.zarr") as dataset:
+        assert dataset["z"].shape == (1, 3, 13, 2001, 4000)
+        field = dataset["t"].sel(level=850).values[0, 2]
+    assert np.isfinite(field).all()
+    (last,) = (tmp_path / "grib").glob("*-12h-*.grib2")
+    again = read_analysis(plan_analysis([last], [Channel("t", 850)]))
+    assert np.abs(again.fields[Channel("t", 850)].values - field).max() <= packing_bound(field, 16)
