@@ -2,7 +2,10 @@
 
     python -m benchmarks.grib_ingest [--repeat 3] [--workers 2]
 
-Both hold all values as float32 at the end. Ours also checks ranges, hashes the file and survives corrupt messages.
+cfgrib is used in both ways its users have: `cfgrib.open_datasets`, which sorts and merges by itself, and one
+`xarray.open_dataset` for each kind of level, which must be told what the file holds. The aims are judged against the
+faster one. All hold all values as float32 at the end. Ours also checks ranges, hashes the file and survives corrupt
+messages.
 """
 
 import argparse
@@ -48,6 +51,25 @@ done = time.perf_counter()
 assert sum(v.size for dataset in loaded for v in dataset.data_vars.values()) == 74 * 721 * 1440
 print(ready - begin, done - ready)
 """
+KINDS_OF_LEVELS = (
+    {"typeOfLevel": "isobaricInhPa"},
+    *({"typeOfLevel": "heightAboveGround", "level": level} for level in (2, 10, 100)),
+    *({"typeOfLevel": "surface", "stepType": kind} for kind in ("instant", "accum")),
+    {"typeOfLevel": "meanSea"},
+    {"typeOfLevel": "atmosphere"},
+)
+CFGRIB_FILTERED = """
+import time; begin = time.perf_counter()
+import cfgrib, xarray
+ready = time.perf_counter()
+loaded = [
+    xarray.open_dataset({path!r}, engine="cfgrib", backend_kwargs={{"indexpath": "", "filter_by_keys": keys}}).load()
+    for keys in {filters!r}
+]
+done = time.perf_counter()
+assert sum(v.size for dataset in loaded for v in dataset.data_vars.values()) == 74 * 721 * 1440
+print(ready - begin, done - ready)
+"""
 
 
 def write_input(path: Path) -> None:
@@ -76,7 +98,7 @@ def _typical(channel: Channel) -> tuple[float, float]:
 def _message(channel: Channel, values: np.ndarray) -> bytes:
     coding = channel.definition.encoding
     level = 100 * (channel.level or 0) if coding.surface == ISOBARIC else int(coding.level or 0)
-    keys = {
+    keys: dict[str, str | int | float] = {
         "tablesVersion": 32, "Ni": 1440, "Nj": 721, "latitudeOfFirstGridPointInDegrees": 90.0,
         "longitudeOfFirstGridPointInDegrees": 0.0, "latitudeOfLastGridPointInDegrees": -90.0,
         "longitudeOfLastGridPointInDegrees": 359.75,
@@ -110,28 +132,33 @@ def measure(programs: dict[str, str], repeat: int) -> dict[str, dict[str, float]
     return {name: {key: median(run[key] for run in of) for key in of[0]} for name, of in runs.items()}
 
 
-def table(ours: dict[str, float], cfgrib: dict[str, float]) -> str:
-    rows = [
-        ("reading, s", cfgrib["reading"], ours["reading"], AIM_SPEED),
-        (
-            "with imports, s",
-            cfgrib["imports"] + cfgrib["reading"],
-            ours["imports"] + ours["reading"],
-            AIM_SPEED,
-        ),
+def table(measured: dict[str, dict[str, float]]) -> str:
+    """Ours against each rival; only the row of the rival that reads faster says whether the aims are met."""
+    *rivals, _ = measured
+    fastest = min(rivals, key=lambda name: measured[name]["reading"])
+    lines = [
+        "| 74 fields | reading, s | with imports, s | peak of all processes, MiB "
+        "| ours: reading | with imports | memory | aims |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    lines = ["| 74 fields | cfgrib | ours | ratio | aim | |", "|---|---|---|---|---|---|"]
-    for what, theirs, mine, aim in rows:
-        lines.append(
-            f"| {what} | {theirs:.2f} | {mine:.2f} | {theirs / mine:.2f} x faster | >= {aim} | "
-            f"{'met' if theirs / mine >= aim else 'missed'} |"
-        )
-    share = ours["peak"] / cfgrib["peak"]
-    lines.append(
-        f"| peak of all processes, MiB | {cfgrib['peak']:.0f} | {ours['peak']:.0f} | {share:.2f} x as much | "
-        f"<= {AIM_MEMORY} | {'met' if share <= AIM_MEMORY else 'missed'} |"
-    )
+    for name, found in measured.items():
+        cells = [name, f"{found['reading']:.2f}", f"{_whole(found):.2f}", f"{found['peak']:.0f}"]
+        if name in rivals:
+            cells += _compared(measured["ours"], found, judge=name == fastest)
+        lines.append(f"| {' | '.join(cells + [''] * (8 - len(cells)))} |")
     return "\n".join(lines)
+
+
+def _compared(ours: dict[str, float], theirs: dict[str, float], *, judge: bool) -> list[str]:
+    reading, whole = theirs["reading"] / ours["reading"], _whole(theirs) / _whole(ours)
+    memory = ours["peak"] / theirs["peak"]
+    is_met = reading >= AIM_SPEED and whole >= AIM_SPEED and memory <= AIM_MEMORY
+    aims = f"{'met' if is_met else 'missed'}: >= {AIM_SPEED} x, <= {AIM_MEMORY} x the memory"
+    return [f"{reading:.2f} x faster", f"{whole:.2f} x faster", f"{memory:.2f} x", aims if judge else ""]
+
+
+def _whole(found: dict[str, float]) -> float:
+    return found["imports"] + found["reading"]
 
 
 def main() -> None:
@@ -144,10 +171,11 @@ def main() -> None:
         write_input(path)
         print(f"{path.stat().st_size / 1e6:.0f} MB, medians of {options.repeat}, page cache warm\n")
         programs = {
-            "cfgrib": CFGRIB.format(path=str(path)),
+            "cfgrib.open_datasets": CFGRIB.format(path=str(path)),
+            "xarray.open_dataset by level": CFGRIB_FILTERED.format(path=str(path), filters=KINDS_OF_LEVELS),
             "ours": OURS.format(path=str(path), workers=options.workers),
         }
-        print(table(**measure(programs, options.repeat)))
+        print(table(measure(programs, options.repeat)))
     print()
     print(passport(grid="721 x 1440, 74 fields"))
 
