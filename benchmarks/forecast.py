@@ -55,7 +55,7 @@ def overlapped(config: RunConfig) -> dict[str, float]:
 def compute_alone(config: RunConfig) -> dict[str, float]:
     """The same steps with nobody writing."""
     plan = plan_forecast(config)
-    with open_store(plan) as store:
+    with open_store(plan, overwrite=True) as store:
         run = ForecastRun(plan, store, Stopwatch())
         stepper = TorchStepper(plan.checkpoint, plan.compute)
         states = [run.master(read_analysis(a)) for a in plan.analyses]
@@ -70,12 +70,11 @@ def compute_alone(config: RunConfig) -> dict[str, float]:
 def output_alone(config: RunConfig) -> dict[str, float]:
     """The same leads with nobody computing."""
     plan = plan_forecast(config)
-    with open_store(plan) as store:
+    with open_store(plan, overwrite=True) as store:
         run = ForecastRun(plan, store, Stopwatch())
-        analyses = [read_analysis(a) for a in plan.analyses]
-        state = run.master(analyses[-1])
+        state = run.master(read_analysis(plan.analyses[-1]))
         store.begin_run(plan.initial_time, {})
-        outputs = Outputs(run.sinks(), plan.channels, threads=plan.threads)
+        outputs = Outputs(run.sinks(), plan.channels, threads=plan.output_threads)
         start = time.perf_counter()
         for lead in plan.leads:
             outputs.submit(lead, partial(run.predicted, state))

@@ -53,6 +53,7 @@ Read the package in the order of this list: a module uses only modules above it.
     outputs               sinks for Zarr and GRIB: asynchronous, bounded, failing loudly
     export                products from a run store: GRIB, NetCDF, the series at a point
     preflight             everything that can be known before work starts
+    resume                what an earlier attempt left: go on from it, replace it, or leave it alone
     forecast              one initial time from end to end
     demo                  the whole chain on the embedded world
 

@@ -73,8 +73,13 @@ def check(
     date: Date = None,
     time: Time = None,
     lead_time: Annotated[int | None, typer.Option(help="Hours to forecast.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The run store that would be written.")
+    ] = None,
+    grib: Annotated[Path | None, typer.Option(help="Folder for GRIB files that would be written.")] = None,
     config: Config = None,
     memory_budget: Budget = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     threads: Threads = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -84,11 +89,19 @@ def check(
         "model.name": model,
         "input.time": initial_time(date, time),
         "forecast.lead_time_hours": lead_time,
-        "output.zarr": "forecast.zarr",
+        "output.zarr": output,
+        "output.grib": grib,
+        "compute.device": device,
         "compute.memory_budget": memory_budget,
         "compute.threads": threads,
     }
-    _show_plan(_plan(_configuration(config, flags, input_, files)))
+    from fengwu_ghr.preflight import plan_forecast
+    from fengwu_ghr.resume import find_attempt
+
+    fallback = {"output.zarr": "forecast.zarr"}
+    plan = plan_forecast(_configuration(config, flags, input_, files, fallback=fallback), try_encoding=True)
+    find_attempt(plan)
+    _show_plan(plan)
 
 
 @app.command(
@@ -254,7 +267,7 @@ def demo(
 
 @models_app.command("list", epilog="Example: fengwu-ghr models list")
 @verb
-def modelslist_of(quiet: Quiet = False, verbose: Verbose = False) -> None:
+def models_list(quiet: Quiet = False, verbose: Verbose = False) -> None:
     """The models that a name finds, and the architectures that can be created."""
     from fengwu_ghr import console
     from fengwu_ghr.catalogue import list_models
@@ -312,29 +325,28 @@ def models_verify(
 
 
 def _configuration(
-    path: Path | None, flags: dict[str, Any], inputs: list[Path] | None, more: list[str] | None
+    path: Path | None,
+    flags: dict[str, Any],
+    inputs: list[Path] | None,
+    more: list[str] | None,
+    *,
+    fallback: dict[str, Any] | None = None,
 ) -> "RunConfig":
     from fengwu_ghr.config import load_config
 
     more = more or []
     overrides = [text for text in more if "=" in text and not Path(text).exists()]
     files = [*(inputs or []), *(Path(text) for text in more if text not in overrides)]
-    return load_config(path, flags=flags | {"input.files": files}, overrides=overrides)
-
-
-def _plan(config: "RunConfig") -> "ForecastPlan":
-    from fengwu_ghr.preflight import plan_forecast
-
-    return plan_forecast(config)
+    return load_config(path, flags=flags | {"input.files": files}, overrides=overrides, fallback=fallback)
 
 
 def _forecast(config: "RunConfig", *, quiet: bool) -> None:
     from fengwu_ghr import console
     from fengwu_ghr.forecast import run_forecast
+    from fengwu_ghr.preflight import plan_forecast
 
-    plan = _plan(config)
-    if not quiet:
-        _show_plan(plan)
+    plan = plan_forecast(config)
+    _show_plan(plan)
     with console.LeadProgress(quiet=quiet) as progress:
         result = run_forecast(config, reporter=progress, plan=plan)
     _show_result(result)

@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,14 @@ _UNITS = {"": 1, "B": 1} | {
     for power, prefix in enumerate("KMGT", start=1)
     for suffix, base in (("iB", 1024), ("B", 1000), ("", 1024))
 }
+_TIMES = tuple(
+    re.compile(form, re.ASCII)
+    for form in (
+        r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d)(?::(\d\d)(?::(\d\d))?)?)?Z?",
+        r"(\d{4})(\d\d)(\d\d)(?: (\d\d))?Z?",
+        r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)?Z?",
+    )
+)
 
 
 class Section(BaseModel):
@@ -34,7 +42,7 @@ class ModelSection(Section):
 
 
 class InputSection(Section):
-    """`files` are GRIB files; `time` picks the initial time when they hold several."""
+    """`files` are GRIB files; `time` (UTC, unless it has an offset) picks the initial time when they hold several."""
 
     files: tuple[Path, ...] = Field(min_length=1)
     time: datetime | None = None
@@ -42,7 +50,18 @@ class InputSection(Section):
     @field_validator("time", mode="before")
     @classmethod
     def _parse(cls, value: Any) -> Any:
-        return parse_time(value) if isinstance(value, str) else value
+        """TOML has times of its own; a bare number is none, though pydantic would count seconds from 1970."""
+        match value:
+            case None | datetime():
+                return value
+            case date():
+                return datetime(value.year, value.month, value.day)
+        return parse_time(str(value))
+
+    @field_validator("time")
+    @classmethod
+    def _in_utc(cls, value: datetime | None) -> datetime | None:
+        return value if value is None or value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
 
 
 class ForecastSection(Section):
@@ -100,15 +119,25 @@ class RunConfig(Section):
         return timedelta(hours=self.forecast.lead_time_hours)
 
 
-def load_config(path: Path | None, *, flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    path: Path | None,
+    *,
+    flags: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    fallback: Mapping[str, Any] | None = None,
+) -> RunConfig:
     """The configuration of a file, overlaid by flags (`section.key`, None = not given), then by `key=value`.
 
+    `fallback` holds keys that may be left out here although a run needs them.
     Raises UsageError naming every key that is unknown, missing or out of range.
     """
     tree = _read_toml(path) if path else {}
     given = [(key, value) for key, value in flags.items() if value not in (None, (), [])]
     for key, value in given + [_split_override(text) for text in overrides]:
         _set(tree, key, value)
+    for key, value in (fallback or {}).items():
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {}).setdefault(name, value)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -133,11 +162,18 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_time(text: str) -> datetime:
-    """`2024-01-31T12`, `2024-01-31 12:00`, `2024013112`: naive UTC."""
-    digits = re.sub(r"[^0-9]", "", text.removesuffix("Z"))
-    if len(digits) not in (8, 10, 12, 14):
-        raise ValueError(f"a time is written as 2024-01-31T12:00 (UTC); got {text!r}")
-    return datetime.strptime(digits.ljust(14, "0"), "%Y%m%d%H%M%S")
+    """`2024-01-31`, `2024-01-31T12`, `2024-01-31 12:00:00Z`, `20240131 12`, `202401311200`: naive UTC.
+
+    Raises ValueError for anything else: a time that is guessed starts a forecast from another analysis.
+    """
+    found = next(filter(None, (form.fullmatch(text) for form in _TIMES)), None)
+    try:
+        if found:
+            return datetime(*(int(part or 0) for part in found.groups()))
+        reason = ""
+    except ValueError as error:
+        reason = f" ({error})"
+    raise ValueError(f"a time is written as 2024-01-31T12:00 or 2024013112, in UTC; got {text!r}{reason}")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

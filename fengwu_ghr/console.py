@@ -11,6 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from fengwu_ghr.errors import FengwuError
 
@@ -20,18 +21,20 @@ LOG = logging.getLogger("fengwu_ghr")
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
-    """Log lines go to the standard error: warnings when quiet, everything when verbose."""
+    """Log lines go to the standard error: warnings when quiet, everything when verbose. Quiet shows no tables."""
+    OUT.quiet = quiet
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     LOG.setLevel(level)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    table = Table(title=title, title_justify="left", header_style="bold")
+    # Text, not markup: names of files and models are shown as they are.
+    table = Table(title=Text(title), title_justify="left", header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     if not OUT.is_terminal:
         OUT.width = 160  # a pipe has no width; do not fold what a program reads
     OUT.print(table)
@@ -39,7 +42,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 def show_facts(title: str, facts: Iterable[tuple[str, object]]) -> None:
     """A titled list of names and values."""
-    OUT.print(f"[bold]{title}[/bold]")
+    OUT.print(Text(title, style="bold"))
     for name, value in facts:
         OUT.print(f"  {name:<18} {value}", markup=False)
 

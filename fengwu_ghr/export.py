@@ -1,5 +1,6 @@
 """Products from a run store: GRIB files and NetCDF of what is committed, and the series at a point."""
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -40,12 +41,7 @@ def export_netcdf(path: Path, output: Path) -> Path:
 
     Raises UsageError without the `netcdf` extra, OutputError when the file cannot be written.
     """
-    try:
-        import netCDF4  # noqa: F401  # xarray would name three packages where one is meant
-    except ImportError:
-        raise UsageError(
-            "NetCDF needs netCDF4; install the extra: pip install 'fengwu_ghr[netcdf]'"
-        ) from None
+    check_netcdf()
     dataset = open_run(path)
     encoding = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in dataset.data_vars}
     unfinished = output.with_name(f".{output.name}.unfinished")
@@ -53,13 +49,17 @@ def export_netcdf(path: Path, output: Path) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         dataset.to_netcdf(unfinished, format="NETCDF4", engine="netcdf4", encoding=encoding)
         os.replace(unfinished, output)
-    except OSError as error:
-        raise OutputError(
-            f"{output} cannot be written: {error.strerror or error}; make room and export again"
-        ) from None
+    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as a RuntimeError
+        raise OutputError(f"{output} cannot be written: {error}; make room, then export again") from None
     finally:
         unfinished.unlink(missing_ok=True)
     return output
+
+
+def check_netcdf() -> None:
+    """Raises UsageError without the `netcdf` extra."""
+    if importlib.util.find_spec("netCDF4") is None:
+        raise UsageError("NetCDF needs netCDF4; install the extra: pip install 'fengwu_ghr[netcdf]'")
 
 
 def series_at(

@@ -1,11 +1,11 @@
 """One forecast from end to end: plan, ingest, roll out, write; or go on where an earlier attempt stopped."""
 
+import logging
 import resource
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
@@ -15,20 +15,19 @@ from jaxtyping import Float32
 
 from fengwu_ghr.config import RunConfig
 from fengwu_ghr.engine.stepper import MasterState, Stepper
-from fengwu_ghr.engine.torch_engine import TorchStepper, numerics
-from fengwu_ghr.errors import UsageError
+from fengwu_ghr.engine.torch_engine import TorchStepper
 from fengwu_ghr.export import export_grib, export_netcdf
 from fengwu_ghr.grib.decode import Analysis, read_analysis
 from fengwu_ghr.grib.encode import GribEncoder
 from fengwu_ghr.outputs import GribSink, Outputs, Sink, ZarrSink
 from fengwu_ghr.preflight import ForecastPlan, plan_forecast
 from fengwu_ghr.regrid import NetworkMap, Regridder
+from fengwu_ghr.resume import Attempt, claim_grib_folder, find_attempt, identity, settle_compute
 from fengwu_ghr.rollout import RestartSchedule, Start, rollout
-from fengwu_ghr.store import RunStore
+from fengwu_ghr.store import RunStore, round_mantissa
 from fengwu_ghr.variables import Channel, Variable
 
-REUSED_NUMERICS = ("threads", "batch")
-"""What a resumed run takes from the manifest instead of from its options."""
+LOG = logging.getLogger("fengwu_ghr")
 
 
 @runtime_checkable
@@ -62,30 +61,61 @@ def run_forecast(
 ) -> ForecastResult:
     """Every kept lead is committed when this returns; it resumes a run that was stopped, byte for byte.
 
-    Raises the errors of `preflight.plan_forecast`; UsageError when the store holds another run or was computed
-    with other numerics; OutputError at the lead that could not be written.
+    Nothing is replaced before input and model have proved readable. Raises the errors of `preflight.plan_forecast`
+    and `resume.find_attempt`; OutputError at the lead that could not be written.
     """
     start = perf_counter()
     plan = plan or plan_forecast(config)
-    with open_store(plan) as store:
-        _check_same_run(plan, store)
-        missing = set(plan.leads) - set(store.committed(plan.initial_time))
-        if missing:
-            ForecastRun(plan, store, reporter).compute()
-            store.clear_restart(plan.initial_time)
-        else:
+    attempt = find_attempt(plan)
+    is_complete = attempt.committed == set(plan.leads)
+    prepared = None if is_complete else _prepare(plan, attempt, reporter)
+    claim_grib_folder(plan)
+    with open_store(plan, overwrite=attempt.replaces) as store:
+        if prepared is None:
             reporter.note(f"{store.path} already holds every lead of this forecast")
+        else:
+            _record(plan, store, attempt, prepared)
+            ForecastRun(plan, store, reporter).compute(prepared)
+        store.clear_restart(plan.initial_time)
         files = _grib_files(plan, store)
-        if config.output.netcdf:
-            export_netcdf(store.path, config.output.netcdf)
+    if config.output.netcdf:
+        export_netcdf(config.output.zarr, config.output.netcdf)
     return ForecastResult(
-        store=store.path,
+        store=config.output.zarr,
         grib_files=tuple(files),
         netcdf=config.output.netcdf,
         seconds=perf_counter() - start,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        was_complete=not missing,
+        was_complete=is_complete,
     )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a forecast computes with: the decoded analyses, oldest first, and the model, ready to step."""
+
+    analyses: list[Analysis]
+    stepper: Stepper
+
+
+def _prepare(plan: ForecastPlan, attempt: Attempt, reporter: Reporter) -> Prepared:
+    compute, accepted = settle_compute(plan, attempt)
+    if accepted:
+        reporter.note(f"going on with other numerics: {'; '.join(accepted)}")
+    start = perf_counter()
+    analyses = [read_analysis(analysis) for analysis in plan.analyses]
+    LOG.debug("decoded %d fields in %.1f s", len(plan.analyses[-1].fields), perf_counter() - start)
+    return Prepared(analyses, TorchStepper(plan.checkpoint, compute))
+
+
+def _record(plan: ForecastPlan, store: RunStore, attempt: Attempt, prepared: Prepared) -> None:
+    """The manifest says how the leads that follow are computed."""
+    if attempt.recorded is None:
+        store.begin_run(plan.initial_time, _provenance(plan, prepared))
+    elif attempt.recorded["numerics"] != prepared.stepper.numerics:
+        store.note_change(plan.initial_time, {"numerics": prepared.stepper.numerics})
+    if not attempt.has_begun:
+        store.clear_restart(plan.initial_time)
 
 
 class ForecastRun:
@@ -98,17 +128,13 @@ class ForecastRun:
         self.map = NetworkMap(plan.checkpoint.grid)
         self.committed = set(store.committed(plan.initial_time))
 
-    def compute(self) -> None:
+    def compute(self, prepared: Prepared) -> None:
         """Compute and commit every lead that is missing."""
-        analyses = [read_analysis(analysis) for analysis in self.plan.analyses]
-        stepper = self._stepper(_provenance(self.plan, analyses))
-        outputs = Outputs(self.sinks(), self.plan.channels, threads=self.plan.threads)
+        outputs = Outputs(self.sinks(), self.plan.channels, threads=self.plan.output_threads)
         try:
             if timedelta(0) in self._missing():
-                outputs.submit(timedelta(0), partial(self.analysed, analyses[-1]))
-            start = self._start(analyses)
-            del analyses
-            self._roll(stepper, start, outputs)
+                outputs.submit(timedelta(0), self.analysed(prepared.analyses[-1]))
+            self._roll(prepared.stepper, self._start(prepared.analyses), outputs)
             outputs.wait()
         finally:
             outputs.close()
@@ -153,13 +179,19 @@ class ForecastRun:
             _clip(values[row], what)
         return self.checkpoint.normalisation.normalise(values, out=values)
 
-    def analysed(self, analysis: Analysis, channel: Channel) -> Float32[np.ndarray, "lat lon"]:
+    def analysed(self, analysis: Analysis) -> Callable[[Channel], Float32[np.ndarray, "lat lon"]]:
         """Lead 0: the ingested analysis itself on the product grid, without the detour over the network grid."""
-        source, what = analysis.fields[channel], channel.definition
-        to_product = Regridder(source.grid, self.checkpoint.grid.product)
-        return self._product(
-            to_product.apply(source.values, is_vector=what.is_vector, smooth=what.is_smooth), what
-        )
+        grids = {field.grid for field in analysis.fields.values()}
+        regridders = {grid: Regridder(grid, self.checkpoint.grid.product) for grid in grids}
+
+        def product(channel: Channel) -> Float32[np.ndarray, "lat lon"]:
+            source, what = analysis.fields[channel], channel.definition
+            to_product = regridders[source.grid].apply
+            return self._product(
+                to_product(source.values, is_vector=what.is_vector, smooth=what.is_smooth), what
+            )
+
+        return product
 
     def predicted(self, state: MasterState, channel: Channel) -> Float32[np.ndarray, "lat lon"]:
         row, what = self.channel_set.index(channel), channel.definition
@@ -171,11 +203,13 @@ class ForecastRun:
     def _product(
         self, values: Float32[np.ndarray, "row column"], what: Variable
     ) -> Float32[np.ndarray, "lat lon"]:
-        """Kept to the variable's bounds, and of the area that is kept."""
+        """Kept to the variable's bounds, of the area that is kept, rounded where asked."""
         _clip(values, what)
-        if self.plan.grid is self.checkpoint.grid.product:
-            return values
-        return np.ascontiguousarray(values[self.plan.rows][:, self.plan.columns])
+        if self.plan.grid is not self.checkpoint.grid.product:
+            values = np.ascontiguousarray(values[self.plan.rows][:, self.plan.columns])
+        # Every product is rounded, not the store alone: GRIB made later from the store has the same bytes.
+        keep_bits = self.plan.config.forecast.keep_bits
+        return values if keep_bits is None else round_mantissa(values, keep_bits)
 
     def _save_restart(self, step: int, buffers: Sequence[MasterState], schedule: RestartSchedule) -> None:
         if step == self.plan.steps or not schedule.is_due():
@@ -183,6 +217,7 @@ class ForecastRun:
         start = perf_counter()
         self.store.save_restart(self.plan.initial_time, step, buffers)
         schedule.saved(perf_counter() - start)
+        LOG.debug("saved the state after step %d in %.1f s", step, perf_counter() - start)
 
     def sinks(self) -> list[Sink]:
         """The store comes last: a lead exists only when its other products do."""
@@ -196,47 +231,20 @@ class ForecastRun:
             store,
         ]
 
-    def _stepper(self, provenance: dict[str, Any]) -> Stepper:
-        """The stepper that the manifest asks for; a new run's numerics are entered there first."""
-        recorded = self.store.provenance(self.plan.initial_time)
-        compute = self.plan.compute
-        if recorded is None:
-            self.store.begin_run(self.plan.initial_time, provenance)
-            return TorchStepper(self.checkpoint, compute)
-        compute = replace(compute, **{name: recorded["numerics"][name] for name in REUSED_NUMERICS})
-        self._check_numerics(recorded["numerics"], numerics(compute))
-        return TorchStepper(self.checkpoint, compute)
-
-    def _check_numerics(self, recorded: dict[str, Any], now: dict[str, Any]) -> None:
-        changed = [
-            f"{k}: {recorded.get(k)} -> {now.get(k)}"
-            for k in {**recorded, **now}
-            if recorded.get(k) != now.get(k)
-        ]
-        if not changed:
-            return
-        if not self.plan.config.compute.accept_numerics:
-            raise UsageError(
-                f"{self.store.path} was begun with other numerics ({'; '.join(changed)}), so the rest would not be "
-                "byte-equal; use the recorded ones, or --accept-numerics to go on all the same"
-            )
-        self.reporter.note(f"going on with other numerics: {'; '.join(changed)}")
-        self.store.note_change(self.plan.initial_time, {"numerics": now})
-
 
 def _grib_files(plan: ForecastPlan, store: RunStore) -> list[Path]:
     """The GRIB files of all leads; those of leads committed without them are made from the store."""
     folder = plan.config.output.grib
     if folder is None:
         return []
-    return export_grib(store, plan.initial_time, folder, only_missing=True, threads=plan.threads)
+    return export_grib(store, plan.initial_time, folder, only_missing=True, threads=plan.output_threads)
 
 
-def open_store(plan: ForecastPlan) -> RunStore:
-    output = plan.config.output
+def open_store(plan: ForecastPlan, *, overwrite: bool) -> RunStore:
+    """The store of this plan, new, resumed or (`overwrite`) in place of the run that is there."""
     card = plan.checkpoint.card
     attributes = {"title": f"{card.name} forecast", "source": card.description, "license": card.licence}
-    return RunStore.create(output.zarr, plan.store, attributes, overwrite=output.overwrite)
+    return RunStore.create(plan.config.output.zarr, plan.store, attributes, overwrite=overwrite)
 
 
 def _clip(values: Float32[np.ndarray, "row column"], what: Variable) -> None:
@@ -245,35 +253,11 @@ def _clip(values: Float32[np.ndarray, "row column"], what: Variable) -> None:
         np.clip(values, what.minimum, what.maximum, out=values)
 
 
-def _identity(plan: ForecastPlan) -> dict[str, Any]:
-    """What must be the same when a run is resumed, part by part."""
-    return {
-        "model": {"name": plan.checkpoint.card.name, "sha256": plan.checkpoint.digest},
-        "input files": [list(analysis.files) for analysis in plan.analyses],
-        "grid": {"product": plan.grid.key, "network": plan.checkpoint.grid.name},
-    }
-
-
-def _provenance(plan: ForecastPlan, analyses: Sequence[Analysis]) -> dict[str, Any]:
+def _provenance(plan: ForecastPlan, prepared: Prepared) -> dict[str, Any]:
     """All that decides the bytes of the products, and where they come from."""
     return {
-        "identity": _identity(plan),
-        "inputs": [analysis.provenance for analysis in analyses],
-        "code": {"fengwu_ghr": version("fengwu_ghr")},
+        "identity": identity(plan),
+        "inputs": [analysis.provenance for analysis in prepared.analyses],
         "config": plan.config.model_dump(mode="json"),
-        "numerics": numerics(plan.compute),
+        "numerics": prepared.stepper.numerics,
     }
-
-
-def _check_same_run(plan: ForecastPlan, store: RunStore) -> None:
-    """Raises UsageError when the store was begun with another model, input or grid."""
-    recorded = store.provenance(plan.initial_time)
-    if recorded is None:
-        return
-    now = _identity(plan)
-    changed = [part for part in now if now[part] != recorded["identity"][part]]
-    if changed:
-        raise UsageError(
-            f"{store.path} holds a forecast with another {' and '.join(changed)}; write to another --output, or "
-            "replace it with --overwrite"
-        )

@@ -82,12 +82,23 @@ class ModelCard(_Strict):
             raise ValueError(
                 "the token-level split works on pole-to-pole rows: its registration must be nested"
             )
+        self._steps_end_accumulations(channels)
         for name, digest in self.files.items():
             if not _FILE_NAME.fullmatch(name) or not _SHA256.fullmatch(digest):
                 raise ValueError(
                     f"files maps plain *.safetensors names to sha256 sums; got {name!r} = {digest!r}"
                 )
         return self
+
+    def _steps_end_accumulations(self, channels: ChannelSet) -> None:
+        """A state accumulates over whole steps; otherwise its leads would end within what is accumulated."""
+        for channel in channels.channels:
+            what = channel.definition
+            if what.is_accumulated and self.step_hours % what.period_hours:
+                raise ValueError(
+                    f"step_hours must be a multiple of the {what.period_hours} hours over which {what.name} "
+                    f"is accumulated; got {self.step_hours}"
+                )
 
 
 def read_card(folder: Path) -> ModelCard:

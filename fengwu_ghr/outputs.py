@@ -4,6 +4,7 @@ While the model computes lead n + 1, threads turn the master state of lead n int
 encode them. One lead is in flight at most: handing over the next one waits for it, and raises what it raised.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -18,6 +19,8 @@ from fengwu_ghr.errors import ConformanceError
 from fengwu_ghr.grib.encode import GribEncoder, lead_file_name, write_messages
 from fengwu_ghr.store import LeadWriter, RunStore
 from fengwu_ghr.variables import Channel
+
+LOG = logging.getLogger("fengwu_ghr")
 
 ProductField = Float32[np.ndarray, "lat lon"]
 
@@ -141,6 +144,7 @@ class Outputs:
                 task.cancel()
         for sink in self._sinks:
             sink.commit()
+        LOG.debug("committed %d fields of lead %s", len(self._channels), lead)
         if after is not None:
             after()
 

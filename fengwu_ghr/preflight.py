@@ -22,14 +22,17 @@ from fengwu_ghr.engine.torch_engine import (
     BATCHES,
     Compute,
     activation_bytes,
+    check_device,
     flops_per_step,
     measured_flops_per_second,
 )
 from fengwu_ghr.errors import OutputError, ResourceError, UsageError
+from fengwu_ghr.export import check_netcdf
 from fengwu_ghr.grib.decode import AnalysisPlan, plan_analysis
 from fengwu_ghr.grib.encode import check_templates
 from fengwu_ghr.grid import LatLonGrid
 from fengwu_ghr.store import StorePlan
+from fengwu_ghr.target import is_store
 from fengwu_ghr.variables import Channel, variable
 
 BASE_BYTES = 700 * 2**20
@@ -37,6 +40,7 @@ BASE_BYTES = 700 * 2**20
 GRIB_BYTES_PER_VALUE = 1.3
 """What 16-bit CCSDS takes: typical of analyses, on the safe side."""
 MEMORY_SHARE = 0.8
+MOST_OUTPUT_THREADS = 8
 COMPUTE_EFFICIENCY = 0.2
 """Of a large matrix product's speed, what a whole step reaches."""
 CPU_ACTIVATION_BYTES = 2**30
@@ -95,6 +99,16 @@ class ForecastPlan:
         )
 
     @property
+    def output_threads(self) -> int:
+        """Threads that turn a state into products; each holds a few fields."""
+        return min(self.threads, MOST_OUTPUT_THREADS)
+
+    def memory_with(self, batch: int) -> MemoryPlan:
+        """The memory of this forecast with another batch of sub-fields."""
+        compute, threads = self.config.compute, self.output_threads
+        return memory_of(batch, self.checkpoint, self.analyses, compute, threads=threads)
+
+    @property
     def disk_bytes(self) -> int:
         """Of all products and of the two restart slots."""
         values = len(self.channels) * len(self.leads) * self.grid.points
@@ -133,18 +147,21 @@ class ForecastPlan:
         return flops_per_step(self.checkpoint.architecture) / reached
 
 
-def plan_forecast(config: RunConfig) -> ForecastPlan:
-    """The plan of a forecast. Raises the error that the forecast would end with, where it can be foreseen.
+def plan_forecast(config: RunConfig, *, try_encoding: bool = False) -> ForecastPlan:
+    """The plan of a forecast; `try_encoding` encodes every product once even where no GRIB is asked for.
+
+    Raises the error that the forecast would end with, where it can be foreseen.
 
     UsageError for options, InputError for the input, ResourceError for memory, OutputError for the disk,
     ConformanceError for an output that cannot be encoded.
     """
+    check_device(config.compute.device)
     checkpoint = Checkpoint.open(resolve_model(config.model.name))
     channels = select_channels(checkpoint.channels.channels, config.forecast)
     leads = select_leads(config.forecast, step_hours=checkpoint.card.step_hours)
     grid, rows, columns = select_area(checkpoint.grid.product, config.forecast.area)
     analyses = _plan_analyses(config, checkpoint)
-    threads = config.compute.threads or os.cpu_count() or 1
+    threads = config.compute.threads or usable_cores()
     plan = ForecastPlan(
         config=config,
         checkpoint=checkpoint,
@@ -154,11 +171,11 @@ def plan_forecast(config: RunConfig) -> ForecastPlan:
         rows=rows,
         columns=columns,
         leads=leads,
-        memory=plan_memory(checkpoint, analyses, config.compute, threads=threads),
+        memory=plan_memory(checkpoint, analyses, config.compute, threads=min(threads, MOST_OUTPUT_THREADS)),
         threads=threads,
     )
-    _check_disk(plan)
-    if config.output.grib:
+    _check_targets(plan)
+    if config.output.grib or try_encoding:
         check_templates(grid, channels)
     return plan
 
@@ -212,7 +229,8 @@ def select_area(
     except ValueError as error:
         raise UsageError(f"the area is empty: {error}") from None
     west = area[1]
-    longitude = np.round(west + np.mod(grid.longitude[columns] - west, 360), 9)
+    tolerance = 1e-9  # that of `crop`: a column on the western edge must not come out a turn later
+    longitude = np.round(west - tolerance + np.mod(grid.longitude[columns] - west + tolerance, 360), 8)
     return LatLonGrid(grid.latitude[rows], longitude, f"{grid.name} area"), rows, columns
 
 
@@ -220,8 +238,26 @@ def plan_memory(
     checkpoint: Checkpoint, analyses: Sequence[AnalysisPlan], compute: ComputeSection, *, threads: int
 ) -> MemoryPlan:
     """The largest useful batch of sub-fields that stays inside the budget; raises ResourceError when none does."""
-    budget = compute.memory_budget or int(MEMORY_SHARE * available_memory())
-    on_gpu = compute.device == "cuda"
+    plans = [memory_of(batch, checkpoint, analyses, compute, threads=threads) for batch in BATCHES]
+    for plan in plans:
+        if plan.peak <= plan.budget and (plan.batch == 1 or _is_useful(plan, compute)):
+            return plan
+    needed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.parts.items())
+    raise ResourceError(
+        f"the memory budget is {plan.budget / 2**30:.2f} GiB, this forecast needs {plan.peak / 2**30:.2f} GiB "
+        f"({needed}); raise --memory-budget, or take a smaller model, a coarser scale or fewer --threads"
+    )
+
+
+def memory_of(
+    batch: int,
+    checkpoint: Checkpoint,
+    analyses: Sequence[AnalysisPlan],
+    compute: ComputeSection,
+    *,
+    threads: int,
+) -> MemoryPlan:
+    """What a forecast with this many sub-fields at a time holds at its peak."""
     rows, columns = checkpoint.grid.shape
     field = 4 * rows * columns
     state = field * len(checkpoint.channels)
@@ -232,17 +268,13 @@ def plan_memory(
         "master states": state * checkpoint.history,
         "state being written": state * checkpoint.history,
         "fields being written": 8 * field * threads,
+        "activations": activation_bytes(checkpoint.architecture, batch),
     }
-    for batch in BATCHES:
-        activations = activation_bytes(checkpoint.architecture, batch)
-        plan = MemoryPlan(parts | {"activations": activations}, batch, budget)
-        if plan.peak <= budget and (batch == 1 or on_gpu or activations <= CPU_ACTIVATION_BYTES):
-            return plan
-    needed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.parts.items())
-    raise ResourceError(
-        f"the memory budget is {budget / 2**30:.2f} GiB, this forecast needs {plan.peak / 2**30:.2f} GiB ({needed}); "
-        "raise --memory-budget, or take a smaller model or a coarser scale"
-    )
+    return MemoryPlan(parts, batch, compute.memory_budget or int(MEMORY_SHARE * available_memory()))
+
+
+def _is_useful(plan: MemoryPlan, compute: ComputeSection) -> bool:
+    return compute.device == "cuda" or plan.parts["activations"] <= CPU_ACTIVATION_BYTES
 
 
 def available_memory() -> int:
@@ -283,10 +315,24 @@ def _plan_analyses(config: RunConfig, checkpoint: Checkpoint) -> tuple[AnalysisP
     return (*before, newest)
 
 
-def _check_disk(plan: ForecastPlan) -> None:
-    target = plan.config.output.zarr.absolute()
-    existing = next(p for p in (target, *target.parents) if p.exists())
-    if not existing.is_dir():
+def _check_targets(plan: ForecastPlan) -> None:
+    """Every output can be written where it is asked for, and the disk has room for it."""
+    output = plan.config.output
+    if output.netcdf:
+        check_netcdf()
+    for target in filter(None, (output.zarr, output.grib, output.netcdf)):
+        _check_writable(target)
+    free = free_bytes(_existing(output.zarr))
+    if not is_store(output.zarr) and plan.disk_bytes > free:
+        raise OutputError(
+            f"the run will take about {plan.disk_bytes / 1e9:.1f} GB, {_existing(output.zarr)} has {free / 1e9:.1f} GB "
+            "free; make room, or thin the products with --variables, --levels, --leads, --area or --keep-bits"
+        )
+
+
+def _check_writable(target: Path) -> None:
+    existing = _existing(target)
+    if not existing.is_dir() and existing != target.absolute():
         raise OutputError(
             f"{existing} is no folder, so {target} cannot be made in it; choose another --output"
         )
@@ -294,12 +340,17 @@ def _check_disk(plan: ForecastPlan) -> None:
         raise OutputError(
             f"{existing} is not writable, so {target} cannot be made there; choose another --output"
         )
-    free = free_bytes(existing)
-    if not target.exists() and plan.disk_bytes > free:
-        raise OutputError(
-            f"the run will take about {plan.disk_bytes / 1e9:.1f} GB, {existing} has {free / 1e9:.1f} GB free; make "
-            "room, or thin the products with --variables, --levels, --leads, --area or --keep-bits"
-        )
+
+
+def _existing(target: Path) -> Path:
+    """The nearest of the target and the folders above it that is there."""
+    path = target.absolute()
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def usable_cores() -> int:
+    """Cores this process may use, which a batch system may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes(path: Path) -> int:

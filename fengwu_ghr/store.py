@@ -79,7 +79,7 @@ class RunStore:
             remove_store(path)
         if not is_occupied(path):
             put_store(path, partial(_write_plan, plan=plan, attributes=attributes))
-        _check_resumable(path, plan)
+        check_resumable(path, plan)
         store = cls(path, plan, durable=durable)
         store._lock(plan.initial_times)
         return store
@@ -358,7 +358,7 @@ def _plan_of(group: zarr.Group) -> StorePlan:
     )
 
 
-def _check_resumable(path: Path, plan: StorePlan) -> None:
+def check_resumable(path: Path, plan: StorePlan) -> None:
     """Raises UsageError unless the target is a run store of this plan."""
     check_is_store(path)
     differences = _read_plan(path).differences(plan)

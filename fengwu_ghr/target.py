@@ -62,7 +62,8 @@ def remove_store(path: Path) -> None:
         with lock(path / LOCK, holder=busy):
             removed = Path(tempfile.mkdtemp(".removed", f".{path.name}.", path.parent))
             os.rename(path, removed)
-        remove_tree(removed)
+        for leftover in path.parent.glob(f".{path.name}.*.removed"):  # this one, and any that a crash left
+            remove_tree(leftover)
 
 
 def _rename_unless_occupied(folder: Path, path: Path) -> None:

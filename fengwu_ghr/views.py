@@ -42,10 +42,10 @@ def write_meteogram(
 def write_map(
     path: Path, variable: str, level: int | None, *, lead: timedelta, time: str | None, output: Path
 ) -> Path:
-    """Write the map of one committed field; returns its path."""
+    """Write the map of one committed field; returns its path. A `time` that is none is a UsageError."""
     with RunStore.open(path) as store:
         wanted = stored_channel(store, variable if level is None else f"{variable}_{level}")
-        initial_time = parse_time(time) if time else store.plan.initial_times[0]
+        initial_time = _asked_time(time) if time else store.plan.initial_times[0]
         values = store.read(wanted, initial_time, lead)
         caption = Caption(wanted, initial_time, lead, model_name(store, initial_time))
         draw_map(values, store.plan.grid, caption, output=output)
@@ -68,6 +68,13 @@ def stored_channel(store: RunStore, name: str) -> Channel:
         there = ", ".join(map(str, store.plan.channels))
         raise InputError(f"{store.path} does not hold {found}; it holds {there}")
     return found
+
+
+def _asked_time(text: str) -> datetime:
+    try:
+        return parse_time(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _write_csv(

@@ -157,8 +157,8 @@ def test_export_gives_the_same_grib_as_the_run(analysis: Path, tmp_path: Path) -
     assert made.exit_code == 0, made.output
     exported = call("export", tmp_path / "run.zarr", "--grib", tmp_path / "after")
     assert exported.exit_code == 0, exported.output
-    during = {p.name: p.read_bytes() for p in (tmp_path / "during").iterdir()}
-    after = {p.name: p.read_bytes() for p in (tmp_path / "after").iterdir()}
+    during = {p.name: p.read_bytes() for p in (tmp_path / "during").glob("2*")}
+    after = {p.name: p.read_bytes() for p in (tmp_path / "after").glob("2*")}
     assert during == after
     assert len(during) == 4
 

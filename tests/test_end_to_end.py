@@ -11,17 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from fengwu_ghr.backbone import architecture
 from fengwu_ghr.catalogue import create_model
 from fengwu_ghr.config import RunConfig
 from fengwu_ghr.demo import INITIAL_TIME, write_demo_analysis
-from fengwu_ghr.errors import OutputError, UsageError
+from fengwu_ghr.errors import InputError, OutputError, ResourceError, UsageError
 from fengwu_ghr.forecast import ForecastResult, run_forecast
 from fengwu_ghr.grib.decode import plan_analysis, read_analysis
 from fengwu_ghr.grib.encode import GribEncoder, packing_bound, write_messages
 from fengwu_ghr.grid import product_grid, regular_grid
+from fengwu_ghr.preflight import plan_forecast, select_area
 from fengwu_ghr.store import RunStore
 from fengwu_ghr.synthetic import synthetic_state
 from fengwu_ghr.variables import Channel, channel_set
@@ -47,6 +49,10 @@ class Listening:
 
 
 def run(analysis: Path, store: Path, *, model: str = "ghr-tiny-1p8", **sections: dict) -> ForecastResult:
+    return run_forecast(run_config(analysis, store, model=model, **sections), reporter=Listening())
+
+
+def run_config(analysis: Path, store: Path, *, model: str = "ghr-tiny-1p8", **sections: dict) -> RunConfig:
     forecast = {"lead_time_hours": 12} | sections.pop("forecast", {})
     output = {"zarr": store} | sections.pop("output", {})
     parts = {
@@ -55,7 +61,7 @@ def run(analysis: Path, store: Path, *, model: str = "ghr-tiny-1p8", **sections:
         "forecast": forecast,
         "output": output,
     }
-    return run_forecast(RunConfig.model_validate(parts | sections), reporter=Listening())
+    return RunConfig.model_validate(parts | sections)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +270,7 @@ def test_a_full_disk_stops_the_run_at_that_lead_and_it_resumes(analysis: Path, t
 
 def _ignoring_the_forecast_of_disk(analysis: Path, store: Path, forecast: dict) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fengwu_ghr.preflight._check_disk", lambda plan: None)
+        patch.setattr("fengwu_ghr.preflight._check_targets", lambda plan: None)
         run(analysis, store, forecast=forecast)
 
 
@@ -298,6 +304,73 @@ def test_gfs_becomes_a_forecast(data_dir: Path, tmp_path: Path) -> None:
         assert provenance["inputs"][0]["lead_of_input_hours"] == 120
         z500 = store.read(Channel("z", 500), initial_time, timedelta(hours=12)) / 9.80665
     assert 4600 < z500.min() < 5200 < 5700 < z500.max() < 6050
+
+
+@pytest.mark.parametrize("scale", [1, 20])
+def test_every_western_edge_on_the_grid_is_an_area(scale: int) -> None:
+    grid = product_grid(scale)
+    for west in np.round(grid.longitude[:-60], 4):
+        area, _, columns = select_area(grid, (50.0, float(west), 40.0, float(west) + 5.0))
+        assert area.longitude[0] == pytest.approx(west, abs=1e-6)
+        assert area.longitude.size == columns.size
+
+
+def test_overwriting_resumes_its_own_unfinished_run_and_spares_the_old_one_when_the_input_is_bad(
+    analysis: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.zarr"
+    run(analysis, path)
+    manifest = next((path / "_manifest").glob("*.jsonl"))
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(b"".join(line for line in lines if b'"lead_seconds":43200' not in line))
+    kept = (path / "z" / "c" / "0" / "1").stat().st_ino
+    run(analysis, path, output={"overwrite": True})
+    assert (path / "z" / "c" / "0" / "1").stat().st_ino == kept  # committed leads were not made again
+    message = json.loads(analysis.with_suffix(".index").read_text().splitlines()[40])
+    data = bytearray(analysis.read_bytes())
+    middle = message["_offset"] + message["_length"] // 2
+    data[middle : middle + 64] = bytes(64)
+    (tmp_path / "bad.grib2").write_bytes(data)
+    with pytest.raises(InputError):
+        run(tmp_path / "bad.grib2", path, output={"overwrite": True})
+    with RunStore.open(path) as store:
+        assert len(store.committed(INITIAL_TIME)) == 3
+
+
+def test_grib_files_of_another_run_are_not_taken_for_ours(analysis: Path, tmp_path: Path) -> None:
+    grib = tmp_path / "grib"
+    run(analysis, tmp_path / "one.zarr", output={"grib": grib})
+    create_model("ghr-tiny-1p8", init="zero", output=tmp_path / "zero")
+    zero = {"model": str(tmp_path / "zero")}
+    with pytest.raises(UsageError, match="another forecast"):
+        run(analysis, tmp_path / "two.zarr", output={"grib": grib}, **zero)
+    run(analysis, tmp_path / "two.zarr", **zero)
+    with pytest.raises(UsageError, match="--overwrite"):
+        run(analysis, tmp_path / "two.zarr", output={"grib": grib}, **zero)
+    before = (grib / "20240101000000-12h-oper-fc.grib2").read_bytes()
+    run(analysis, tmp_path / "three.zarr", output={"grib": grib, "overwrite": True}, **zero)
+    assert (grib / "20240101000000-12h-oper-fc.grib2").read_bytes() != before
+
+
+def test_a_batch_that_no_longer_fits_is_said_and_can_be_accepted(analysis: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    run(analysis, path)
+    manifest = next((path / "_manifest").glob("*.jsonl"))
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(b"".join(line for line in lines if b'"lead_seconds":43200' not in line))
+    plan = plan_forecast(run_config(analysis, path))
+    tight = (plan.memory_with(9).peak + plan.memory_with(3).peak) // 2
+    with pytest.raises(ResourceError, match="begun with 9 sub-fields"):
+        run(analysis, path, compute={"memory_budget": tight})
+    run(analysis, path, compute={"memory_budget": tight, "accept_numerics": True})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_a_usage_error_before_anything_else(
+    analysis: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="--device cpu"):
+        run(analysis, tmp_path / "run.zarr", compute={"device": "cuda"})
 
 
 @pytest.mark.full

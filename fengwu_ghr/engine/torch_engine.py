@@ -1,12 +1,13 @@
 """The torch engine: the master state stays in one tensor; sub-fields pass through the network a few at a time."""
 
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from time import perf_counter
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,6 +20,9 @@ from fengwu_ghr.transfer import TransferModel
 
 BATCHES = (9, 3, 1)
 """How many of the nine sub-fields may run together."""
+
+VERSIONS = ("fengwu_ghr", "torch", "numpy", "scipy", "eccodes")
+"""Packages that take part in the bits of a product."""
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -42,15 +46,16 @@ class TorchStepper:
     """
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
-        _check_device(compute.device)
-        torch.set_num_threads(compute.threads)
+        check_device(compute.device)
+        _make_reproducible(compute)
         self.network = checkpoint.grid
         self.channel_set = checkpoint.channels
         self.history = checkpoint.history
         self.step_hours = checkpoint.card.step_hours
         self.numerics = numerics(compute)
         self._compute = compute
-        self._model = load_model(checkpoint, device=compute.device, dtype=PRECISIONS[compute.precision])
+        with _memory_errors(compute):
+            self._model = load_model(checkpoint, device=compute.device, dtype=PRECISIONS[compute.precision])
         is_vector = [channel.definition.is_vector for channel in checkpoint.channels.channels]
         self._sign, self._offset = (
             torch.from_numpy(a).to(compute.device) for a in checkpoint.normalisation.across_pole(is_vector)
@@ -59,8 +64,9 @@ class TorchStepper:
 
     def put(self, states: Sequence[MasterState]) -> None:
         self._states = []
-        for state in states:
-            self._states.append(torch.from_numpy(state).to(self._compute.device, copy=True))
+        with _memory_errors(self._compute):
+            for state in states:
+                self._states.append(torch.from_numpy(state).to(self._compute.device, copy=True))
 
     def get(self, out: MasterState, *, age: int = 0) -> None:
         torch.from_numpy(out).copy_(self._states[-1 - age])
@@ -77,10 +83,19 @@ class TorchStepper:
         self._states = [*self._states[1:], target]
 
 
+def _make_reproducible(compute: Compute) -> None:
+    """The same bits every time: fixed threads; on a GPU no atomics, and float32 with its whole mantissa."""
+    torch.set_num_threads(compute.threads)
+    if compute.device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.use_deterministic_algorithms(True)
+
+
 def numerics(compute: Compute) -> dict[str, str | int]:
     """All that decides the bits of a forecast beside weights and input."""
     device = "cpu" if compute.device == "cpu" else torch.cuda.get_device_name()
-    return {
+    found: dict[str, str | int] = {
         "engine": "torch",
         "device": device,
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -88,9 +103,9 @@ def numerics(compute: Compute) -> dict[str, str | int]:
         "precision": compute.precision,
         "threads": compute.threads,
         "batch": compute.batch,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
+        "cuda": str(torch.version.cuda or "none"),
     }
+    return found | {name: version(name) for name in VERSIONS}
 
 
 def activation_bytes(architecture: Architecture, batch: int) -> int:
@@ -127,7 +142,9 @@ def measured_flops_per_second(compute: Compute) -> float:
     """What a large matrix product reaches here, now; a few hundredths of a second."""
     torch.set_num_threads(compute.threads)
     a = torch.ones(1024, 1024, dtype=PRECISIONS[compute.precision], device=compute.device)
-    best = min(_seconds(lambda: a @ a) for _ in range(4))
+    best = min(
+        _seconds(lambda: (a @ a)[0, 0].item()) for _ in range(4)
+    )  # fetching a value waits for the device
     return 2 * 1024**3 / best
 
 
@@ -137,7 +154,8 @@ def _seconds(call: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raises UsageError for a device that is not there."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda was asked for, but torch sees no GPU here; use --device cpu")
 
@@ -146,8 +164,16 @@ def _check_device(device: str) -> None:
 def _memory_errors(compute: Compute) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(
-            f"the device's memory does not hold {compute.batch} sub-fields at once ({error}); "
-            "give a smaller --memory-budget, which makes them fewer"
-        ) from None
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(compute, error) from None
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # how torch's allocator for the CPU says it
+            raise
+        raise _out_of_memory(compute, error) from None
+
+
+def _out_of_memory(compute: Compute, error: BaseException) -> ResourceError:
+    return ResourceError(
+        f"the memory of {compute.device} does not hold {compute.batch} sub-fields at once ({error}); give a smaller "
+        "--memory-budget, which makes them fewer, or take a smaller model"
+    )

@@ -1,0 +1,131 @@
+"""What an earlier attempt left at the outputs: whether this run goes on from it, replaces it, or must not touch it."""
+
+import json
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from fengwu_ghr.durable import make_folder, replace_file, writing
+from fengwu_ghr.engine.torch_engine import Compute, numerics
+from fengwu_ghr.errors import ResourceError, UsageError
+from fengwu_ghr.preflight import ForecastPlan
+from fengwu_ghr.store import RunStore, check_resumable
+from fengwu_ghr.target import check_is_store, is_occupied
+
+REUSED_NUMERICS = ("threads", "batch")
+"""What a resumed run takes from the manifest instead of from its options."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An earlier attempt at this very run, or (`recorded` None) none. `replaces` says that another run must go."""
+
+    recorded: dict[str, Any] | None
+    committed: frozenset[timedelta]
+    replaces: bool = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a computed lead is committed, so that numerics must stay as they are."""
+        return any(lead > timedelta(0) for lead in self.committed)
+
+
+def find_attempt(plan: ForecastPlan) -> Attempt:
+    """What stands at the output. With `overwrite`, an unfinished attempt at this same run is still resumed.
+
+    Raises UsageError when something else is there that must not be replaced.
+    """
+    path, overwrite = plan.config.output.zarr, plan.config.output.overwrite
+    if not is_occupied(path):
+        return Attempt(None, frozenset())
+    check_is_store(path)
+    if overwrite and not _is_this_run_unfinished(plan):
+        return Attempt(None, frozenset(), replaces=True)
+    check_resumable(path, plan.store)
+    with RunStore.open(path) as store:
+        recorded = store.provenance(plan.initial_time)
+        attempt = Attempt(recorded, frozenset(store.committed(plan.initial_time)))
+    if changed := _changes(plan, recorded):
+        raise UsageError(
+            f"{path} holds a forecast with another {' and '.join(changed)}; write to another --output, or "
+            "replace it with --overwrite"
+        )
+    return attempt
+
+
+def identity(plan: ForecastPlan) -> dict[str, Any]:
+    """What must be the same when a run is resumed, part by part."""
+    return {
+        "model": {"name": plan.checkpoint.card.name, "sha256": plan.checkpoint.digest},
+        "input files": [list(analysis.files) for analysis in plan.analyses],
+        "grid": {"product": plan.grid.key, "network": plan.checkpoint.grid.name},
+        "rounding": plan.config.forecast.keep_bits,
+    }
+
+
+def settle_compute(plan: ForecastPlan, attempt: Attempt) -> tuple[Compute, list[str]]:
+    """How to compute, and what differs from the numerics of the attempt that is resumed (accepted, or nothing).
+
+    Raises UsageError for other numerics, ResourceError when the recorded ones do not fit into the budget.
+    """
+    if attempt.recorded is None or not attempt.has_begun:
+        return plan.compute, []
+    before = attempt.recorded["numerics"]
+    compute, is_accepted = plan.compute, plan.config.compute.accept_numerics
+    if not is_accepted:
+        compute = replace(compute, **{name: before[name] for name in REUSED_NUMERICS})
+        _check_budget(plan, compute)
+    now = numerics(compute)
+    changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in before | now if before.get(k) != now.get(k)]
+    if changed and not is_accepted:
+        raise UsageError(
+            f"{plan.config.output.zarr} was begun with other numerics ({'; '.join(changed)}), so the rest would not "
+            "be byte-equal; use the recorded ones, or --accept-numerics to go on all the same"
+        )
+    return compute, changed
+
+
+def claim_grib_folder(plan: ForecastPlan) -> None:
+    """The folder belongs, for this initial time, to this run: a note in it says so.
+
+    Raises UsageError when it holds files of another run and is not to be overwritten.
+    """
+    folder = plan.config.output.grib
+    if folder is None:
+        return
+    stamp = f"{plan.initial_time:%Y%m%d%H%M%S}"
+    note = folder / f".{stamp}.run.json"
+    ours = json.dumps(identity(plan) | {"channels": list(map(str, plan.channels))}, sort_keys=True).encode()
+    files = [*folder.glob(f"{stamp}-*-oper-fc.grib2"), *folder.glob(f"{stamp}-*-oper-fc.index")]
+    with writing(folder):
+        if files and not (note.exists() and note.read_bytes() == ours):
+            if not plan.config.output.overwrite:
+                raise UsageError(
+                    f"{folder} holds GRIB files of another forecast from {plan.initial_time:%Y-%m-%d %H:%M}; write to "
+                    "another --grib folder, or replace them with --overwrite"
+                )
+            for file in files:
+                file.unlink(missing_ok=True)
+        make_folder(folder)
+        replace_file(note, ours)
+
+
+def _is_this_run_unfinished(plan: ForecastPlan) -> bool:
+    with RunStore.open(plan.config.output.zarr) as store:
+        if store.plan != plan.store or _changes(plan, store.provenance(plan.initial_time)):
+            return False
+        return store.committed(plan.initial_time) != plan.leads
+
+
+def _changes(plan: ForecastPlan, recorded: dict[str, Any] | None) -> list[str]:
+    now = identity(plan)
+    return [part for part in now if recorded is not None and now[part] != recorded["identity"][part]]
+
+
+def _check_budget(plan: ForecastPlan, compute: Compute) -> None:
+    memory = plan.memory_with(compute.batch)
+    if memory.peak > memory.budget:
+        raise ResourceError(
+            f"the run was begun with {compute.batch} sub-fields at a time, which takes {memory.peak / 2**30:.2f} GiB "
+            f"of {memory.budget / 2**30:.2f} GiB; raise --memory-budget, or --accept-numerics to go on with fewer"
+        )
