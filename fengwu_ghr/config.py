@@ -61,7 +61,12 @@ class InputSection(Section):
     @field_validator("time")
     @classmethod
     def _in_utc(cls, value: datetime | None) -> datetime | None:
-        return value if value is None or value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
+        if value is None or value.tzinfo is None:
+            return value
+        try:
+            return value.astimezone(UTC).replace(tzinfo=None)
+        except OverflowError:
+            raise ValueError("in UTC this time lies outside the calendar") from None
 
 
 class ForecastSection(Section):

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fengwu_ghr.errors import ConformanceError
-from fengwu_ghr.grib.encode import GribEncoder, lead_file_name, write_messages
+from fengwu_ghr.grib.encode import GribEncoder, index_path, lead_file_name, write_messages
 from fengwu_ghr.store import LeadWriter, RunStore
 from fengwu_ghr.variables import Channel
 
@@ -59,7 +59,11 @@ class ZarrSink:
 
 
 class GribSink:
-    """One GRIB2 file per lead, messages in channel order, with its index beside it."""
+    """One GRIB2 file per lead, messages in channel order, with its index beside it.
+
+    An accumulation over hours before the initial time is no forecast product; a lead that has nothing else has no
+    file.
+    """
 
     def __init__(
         self, folder: Path, encoder: GribEncoder, initial_time: datetime, *, channels: Sequence[Channel]
@@ -69,23 +73,39 @@ class GribSink:
         self._lead = timedelta(0)
         self._messages: dict[Channel, bytes] = {}
 
+    def has_file(self, lead: timedelta) -> bool:
+        """Whether there is anything to write at this lead, and so a file once it is committed."""
+        return any(_is_product(channel, lead) for channel in self._channels)
+
+    def is_written(self, lead: timedelta) -> bool:
+        """Whether the file of this lead is there, and its index, which is written last."""
+        path = self.path(lead)
+        return path.exists() and index_path(path).exists()
+
     def path(self, lead: timedelta) -> Path:
+        """Where the file of this lead lies, if it has one."""
         return self._folder / lead_file_name(self._initial_time, lead)
 
     def begin(self, lead: timedelta) -> None:
         self._lead, self._messages = lead, {}
 
     def field(self, channel: Channel, values: ProductField) -> None:
-        if channel.definition.is_accumulated and not self._lead:
-            return  # an accumulation over the hours before the initial time is no forecast product
+        if not _is_product(channel, self._lead):
+            return
         self._messages[channel] = self._encoder.encode(
             channel, values, initial_time=self._initial_time, lead=self._lead
         )
 
     def commit(self) -> None:
         ordered = [(c, self._messages[c]) for c in self._channels if c in self._messages]
-        write_messages(self.path(self._lead), ordered)
+        if ordered:
+            write_messages(self.path(self._lead), ordered)
         self._messages = {}
+
+
+def _is_product(channel: Channel, lead: timedelta) -> bool:
+    """Whether the forecast covers all hours that the channel speaks of."""
+    return lead >= timedelta(hours=channel.definition.period_hours)
 
 
 class Outputs:

@@ -7,10 +7,13 @@ of the whole atmosphere lies between the ground and the nominal top (surfaces 1 
 ecCodes, cfgrib and cdo recognise total cloud cover.
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -148,20 +151,29 @@ def lead_file_name(initial_time: datetime, lead: timedelta) -> str:
     return f"{initial_time:%Y%m%d%H%M%S}-{amount}{'h' if unit is HOUR else 'm'}-oper-fc.grib2"
 
 
+def index_path(path: Path) -> Path:
+    """Where the index of a GRIB file lies."""
+    return path.with_suffix(".index")
+
+
 def write_messages(path: Path, messages: Sequence[tuple[Channel, bytes]]) -> None:
     """The file holds these messages durably, and `.index` beside it says in JSON lines where each one lies.
 
     The keys of a line are those of ECMWF's open data. The file appears whole or not at all, its index after it; an
-    index never speaks of another file. Raises OutputError naming the path when it cannot be written.
+    index never speaks of another file. Several processes may write the same file: one of them is the last. Raises
+    OutputError naming the path when it cannot be written, ValueError without messages: no reader takes an empty file.
     """
-    index = path.with_suffix(".index")
+    if not messages:
+        raise ValueError(f"a GRIB file holds at least one message; got none for {path}")
+    index = index_path(path)
     with writing(path):
         make_folder(path.parent)
-        unfinished = _write_aside(path, [message for _, message in messages])
-        index.unlink(missing_ok=True)
-        os.replace(unfinished, path)
+        with _written_aside(path, [message for _, message in messages]) as unfinished:
+            index.unlink(missing_ok=True)
+            os.replace(unfinished, path)
     with writing(index):
-        os.replace(_write_aside(index, _index_lines(messages)), index)
+        with _written_aside(index, _index_lines(messages)) as unfinished:
+            os.replace(unfinished, index)
         flush(path.parent)
 
 
@@ -244,18 +256,29 @@ def _coded(
     return coded
 
 
-def _write_aside(path: Path, parts: Sequence[bytes]) -> Path:
-    """A file beside `path` that holds these bytes durably; on failure it is gone again, and OSError is raised."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
+@contextmanager
+def _written_aside(path: Path, parts: Sequence[bytes]) -> Iterator[Path]:
+    """A file of this process beside `path` that holds these bytes durably; gone after the block, unless renamed."""
+    _remove_abandoned(path)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
     try:
-        with open(unfinished, "wb") as file:
+        with open(unfinished, "xb") as file:
+            with suppress(OSError):  # without locks a file of a killed process stays, nothing worse
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+            yield unfinished
+    finally:
         unfinished.unlink(missing_ok=True)
-        raise
-    return unfinished
+
+
+def _remove_abandoned(path: Path) -> None:
+    """No unfinished file of a killed process is left beside `path`: nobody holds its lock, and it may be large."""
+    for unfinished in path.parent.glob(f".{path.name}.*.unfinished"):
+        with suppress(OSError), open(unfinished, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unfinished.unlink()
 
 
 def _index_lines(messages: Sequence[tuple[Channel, bytes]]) -> list[bytes]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from fengwu_ghr.errors import InputError
+from fengwu_ghr.grib.keys import later
 from fengwu_ghr.grib.messages import FieldInfo, accumulation, channel_of, hours, match, near_variables
 from fengwu_ghr.variables import Channel
 
@@ -107,13 +108,15 @@ class Holdings:
         """The accumulation over just the period; or a longer one, and the shorter one to take from it."""
         period = timedelta(hours=channel.definition.period_hours)
         by_time = self.intervals.get(channel, {})
+        before = later(time, -period)  # none at the beginning of the calendar
+        parts = by_time.get(before, []) if before else []
         ways: list[tuple[FieldInfo, ...]] = []
         for whole in by_time.get(time, []):
             if whole.length == period:
                 ways.append((whole.field,))
             ways += [
                 (whole.field, part.field)
-                for part in by_time.get(time - period, [])
+                for part in parts
                 if whole.length > period and _same_run(whole, part)
             ]
         return ways
@@ -199,7 +202,7 @@ def _choose_time(
 ) -> datetime:
     """The time at which every channel can be had."""
     held = {channel: holdings.times(channel) for channel in channels}
-    times = {c: {t for t in at if all(t - lag in at for lag in earlier)} for c, at in held.items()}
+    times = {c: {t for t in at if all(later(t, -lag) in at for lag in earlier)} for c, at in held.items()}
     complete = set.intersection(*times.values()) if times else set()
     if wanted in complete:
         return wanted
