@@ -174,7 +174,8 @@ def parse_time(text: str) -> datetime:
     found = next(filter(None, (form.fullmatch(text) for form in _TIMES)), None)
     try:
         if found:
-            return datetime(*(int(part or 0) for part in found.groups()))
+            digits = "".join(part or "00" for part in found.groups())
+            return datetime.strptime(digits.ljust(14, "0"), "%Y%m%d%H%M%S")
         reason = ""
     except ValueError as error:
         reason = f" ({error})"

@@ -21,8 +21,10 @@ def write_meteogram(
 ) -> tuple[Path, Path]:
     """Write `stem`.csv and `stem`.png with the fields at a place over the committed leads; returns both paths.
 
-    Fields that the store does not hold are an InputError naming what it holds.
+    Fields that the store does not hold are an InputError naming what it holds, a stem without a name a UsageError.
     """
+    if stem.name in ("", ".."):
+        raise UsageError(f"the CSV and the PNG need a name, as berlin or folder/berlin; got {str(stem)!r}")
     with RunStore.open(path) as store:
         initial_time = store.plan.initial_times[0]
         model = model_name(store, initial_time)
@@ -43,9 +45,10 @@ def write_map(
     path: Path, variable: str, level: int | None, *, lead: timedelta, time: str | None, output: Path
 ) -> Path:
     """Write the map of one committed field; returns its path. A `time` that is none is a UsageError."""
+    asked = _asked_time(time) if time else None
     with RunStore.open(path) as store:
         wanted = stored_channel(store, variable if level is None else f"{variable}_{level}")
-        initial_time = _asked_time(time) if time else store.plan.initial_times[0]
+        initial_time = asked or store.plan.initial_times[0]
         values = store.read(wanted, initial_time, lead)
         caption = Caption(wanted, initial_time, lead, model_name(store, initial_time))
         draw_map(values, store.plan.grid, caption, output=output)

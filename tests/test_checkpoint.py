@@ -278,6 +278,21 @@ def test_the_token_level_split_needs_pole_to_pole_rows() -> None:
         small_card(small(split="token"), registration="pixel")
 
 
+@pytest.mark.parametrize("step", [3, 9])
+def test_accumulations_end_with_the_step(step: int) -> None:
+    channels = channel_set("ghr-74")
+    contents: dict[str, object] = {
+        "channel_set": "ghr-74",
+        "statistics": Statistics.of(channels, standard_statistics(channels.channels)),
+    }
+    with pytest.raises(
+        ValueError, match=f"step_hours must be a multiple of the 6 hours .* tp6h .* got {step}"
+    ):
+        small_card(small(channels=74), step_hours=step, **contents)
+    assert small_card(small(channels=74), step_hours=12, **contents).step_hours == 12
+    assert small_card(small(), step_hours=step).step_hours == step
+
+
 def test_toml_reads_back_the_same() -> None:
     content = {
         "text": 'a "b" \\ \n\t \x00\x1f\x7f é 🌍 \u2028',

@@ -1,12 +1,13 @@
 """Configuration: one strict path from file, flags and overrides to a RunConfig."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from fengwu_ghr.config import load_config, parse_bytes, parse_time
 from fengwu_ghr.errors import UsageError
+from fengwu_ghr.views import write_map, write_meteogram
 
 MINIMAL = """
 [model]
@@ -85,7 +86,70 @@ def test_sizes(text: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["2011-01-15T12", "2011-01-15 12:00", "2011011512", "20110115 12", "2011-01-15T12:00Z"]
+    "text",
+    [
+        *("2011-01-15T12", "2011-01-15 12:00", "2011-01-15T12:00Z", "2011-01-15 12:00:00", "2011-01-15T12Z"),
+        *("2011011512", "20110115 12", "201101151200", "2011011512Z"),
+    ],
 )
 def test_times(text: str) -> None:
     assert parse_time(text) == datetime(2011, 1, 15, 12)
+
+
+@pytest.mark.parametrize("text", ["2011-01-15", "20110115", "2011-01-15Z"])
+def test_a_date_alone_is_midnight(text: str) -> None:
+    assert parse_time(text) == datetime(2011, 1, 15)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("2024-1-1 12", "2024-01-01T12+06", "2024-01-01T12:00+00:00", "2024-01-01T1", "2024-01-0112"),
+        *(
+            "2024/01/01",
+            "20240101T12",
+            "202401011",
+            "20240101120000",
+            "2024-01-01T24",
+            "2024-02-30",
+            "0000-01-01",
+        ),
+        *("yesterday", "", " ", "2024-01-01 12 ", "2024-01-01T12:00ZZ", "٢٠٢٤-01-01"),
+    ],
+)
+def test_what_might_be_another_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is written as 2024-01-31T12:00") as error:
+        parse_time(text)
+    assert repr(text) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "time"),
+    [
+        ("2024-01-31T12:00:00", datetime(2024, 1, 31, 12)),
+        ("2024-01-31 12:00:00Z", datetime(2024, 1, 31, 12)),
+        ("2024-01-31T12:00:00+06:00", datetime(2024, 1, 31, 6)),
+        ("2024-01-31", datetime(2024, 1, 31)),
+        ("'2024-01-31 12'", datetime(2024, 1, 31, 12)),
+        ("2024013112", datetime(2024, 1, 31, 12)),
+    ],
+)
+def test_times_of_toml_become_naive_utc(config_file: Path, written: str, time: datetime) -> None:
+    config_file.write_text(MINIMAL.replace("[output]", f"time = {written}\n[output]"))
+    for overrides in ([], [f"input.time={written}"]):
+        assert load_config(config_file, flags={}, overrides=overrides).input.time == time
+
+
+@pytest.mark.parametrize("written", ["12:00:00", "true", "12", "1.5", "0001-01-01T00:00:00+06:00"])
+def test_other_values_of_toml_are_no_times(config_file: Path, written: str) -> None:
+    with pytest.raises(UsageError, match=r"input\.time: "):
+        load_config(config_file, flags={}, overrides=[f"input.time={written}"])
+
+
+def test_views_take_only_times_and_names_that_are_some(tmp_path: Path) -> None:
+    store = tmp_path / "run.zarr"
+    with pytest.raises(UsageError, match=r"is written as .*'yesterday'"):
+        write_map(store, "z", 500, lead=timedelta(0), time="yesterday", output=tmp_path / "map.png")
+    for stem in (Path("."), tmp_path / ".."):
+        with pytest.raises(UsageError, match="need a name"):
+            write_meteogram(store, ["2t"], latitude=0.0, longitude=0.0, stem=stem)

@@ -396,6 +396,22 @@ def test_accumulations_from_different_starts_are_not_subtracted(tmp_path: Path, 
         _mean(pool, path, "tp6h")
 
 
+def test_the_first_hours_of_the_calendar_have_nothing_before_them(tmp_path: Path, pool: WorkerPool) -> None:
+    """A header may be dated to the year 1; what lies before it has no date."""
+    day_one = gribs.when(day=10101, hour=0)
+    shorter = gribs.accumulated(0, 3) | day_one | {"stepRange": "0-3"}
+    messages = [
+        gribs.regular(constant(3), west=180.0, **gribs.surface((0, 1, 52)) | shorter),
+        gribs.regular(constant(285), west=180.0, **gribs.surface(gribs.T, 103, 2) | day_one),
+    ]
+    path = gribs.write(tmp_path / "early.grib", *messages)
+    assert {f.initial_time for f in scan([path], pool=pool)} == {datetime(1, 1, 1)}
+    with pytest.raises(InputError, match=r"tp6h.*accumulated over steps 0-3 h"):
+        plan_analysis([path], [Channel("tp6h")], pool=pool)
+    with pytest.raises(InputError, match="1 of the 1 fields needed"):
+        plan_analysis([path], [Channel("2t")], earlier=[timedelta(hours=6)], pool=pool)
+
+
 def test_precipitation_in_metres_becomes_millimetres(tmp_path: Path, pool: WorkerPool) -> None:
     path = gribs.write(tmp_path / "tp.grib", precipitation(6, 12, hour=0, amount=0.95, local=True))
     assert _mean(pool, path, "tp6h") == pytest.approx(950.0, abs=0.1)

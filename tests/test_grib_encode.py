@@ -375,6 +375,46 @@ def test_rewriting_replaces_data_and_index_together(
     assert {p.name for p in tmp_path.iterdir()} == {"x.grib2", "x.index"}
 
 
+def test_a_file_without_messages_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"at least one message; got none for .*x\.grib2"):
+        write_messages(tmp_path / "x.grib2", [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_write_the_same_file_do_not_share_the_unfinished_one(
+    messages: list[tuple[Channel, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one writes all of it while the first is about to rename."""
+    path, others = tmp_path / "x[1].grib2", [True]
+    replace = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if others:
+            others.clear()
+            assert _unfinished(tmp_path) == {source.name}
+            write_messages(path, messages[:2])
+            assert _unfinished(tmp_path) == {source.name}
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    write_messages(path, messages[:3])
+    assert path.read_bytes() == b"".join(m for _, m in messages[:3])
+    assert {p.name for p in tmp_path.iterdir()} == {"x[1].grib2", "x[1].index"}
+
+
+def test_what_a_killed_process_left_unfinished_is_removed(
+    messages: list[tuple[Channel, bytes]], tmp_path: Path
+) -> None:
+    (tmp_path / ".x.grib2.0123abcd.unfinished").write_bytes(b"GRIB")
+    (tmp_path / ".other.grib2.0123abcd.unfinished").write_bytes(b"GRIB")
+    write_messages(tmp_path / "x.grib2", messages[:1])
+    assert _unfinished(tmp_path) == {".other.grib2.0123abcd.unfinished"}
+
+
+def _unfinished(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob(".*.unfinished")}
+
+
 def test_cfgrib_opens_it_without_a_word(path: Path, state: State) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

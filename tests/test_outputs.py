@@ -2,14 +2,17 @@
 
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fengwu_ghr.errors import ConformanceError, OutputError
-from fengwu_ghr.outputs import Outputs
+from fengwu_ghr.grib.encode import GribEncoder
+from fengwu_ghr.grid import LatLonGrid
+from fengwu_ghr.outputs import GribSink, Outputs
 from fengwu_ghr.variables import Channel, channel_set
 
 CHANNELS = channel_set("ghr-69").channels[:6]
@@ -118,3 +121,39 @@ def test_after_runs_once_the_lead_is_committed() -> None:
     outputs.wait()
     assert seen == [timedelta(0)]
     outputs.close()
+
+
+def _grib_sink(folder: Path, *names: str) -> GribSink:
+    grid = LatLonGrid(np.array([10.0, 0.0, -10.0]), np.arange(0, 360, 90.0))
+    channels = [Channel(name) for name in names]
+    return GribSink(folder, GribEncoder(grid), datetime(2024, 1, 1), channels=channels)
+
+
+def _write_leads(sink: GribSink, *hours: int) -> None:
+    for hour in hours:
+        sink.begin(timedelta(hours=hour))
+        for what in (Channel("2t"), Channel("tp6h")):
+            if what in sink._channels:
+                sink.field(what, np.full((3, 4), 280.0, np.float32))
+        sink.commit()
+
+
+def test_a_lead_of_nothing_but_accumulations_has_no_file_at_the_initial_time(tmp_path: Path) -> None:
+    sink, begin, later = _grib_sink(tmp_path, "tp6h"), timedelta(0), timedelta(hours=6)
+    _write_leads(sink, 0, 6)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "20240101000000-6h-oper-fc.grib2",
+        "20240101000000-6h-oper-fc.index",
+    }
+    assert (sink.has_file(begin), sink.has_file(later)) == (False, True)
+    assert (sink.is_written(begin), sink.is_written(later)) == (False, True)
+
+
+def test_a_lead_with_instants_has_a_file_and_is_written_once_its_index_is(tmp_path: Path) -> None:
+    sink, begin = _grib_sink(tmp_path, "2t", "tp6h"), timedelta(0)
+    assert sink.has_file(begin)
+    assert not sink.is_written(begin)
+    _write_leads(sink, 0)
+    assert sink.is_written(begin)
+    sink.path(begin).with_suffix(".index").unlink()
+    assert not sink.is_written(begin)

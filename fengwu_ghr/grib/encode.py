@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from glob import escape
 from pathlib import Path
 from types import MappingProxyType
 
@@ -275,7 +276,7 @@ def _written_aside(path: Path, parts: Sequence[bytes]) -> Iterator[Path]:
 
 def _remove_abandoned(path: Path) -> None:
     """No unfinished file of a killed process is left beside `path`: nobody holds its lock, and it may be large."""
-    for unfinished in path.parent.glob(f".{path.name}.*.unfinished"):
+    for unfinished in path.parent.glob(f".{escape(path.name)}.*.unfinished"):
         with suppress(OSError), open(unfinished, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             unfinished.unlink()
