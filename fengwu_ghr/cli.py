@@ -204,7 +204,8 @@ def point(
     from fengwu_ghr.views import write_meteogram
 
     latitude, longitude = place(at)
-    stem = output or store.with_name(f"{store.stem}_{latitude:g}_{longitude:g}")
+    there = store.resolve()
+    stem = output or there.with_name(f"{there.stem}_{latitude:g}_{longitude:g}")
     for path in write_meteogram(
         store, list_of(variables, str), latitude=latitude, longitude=longitude, stem=stem
     ):

@@ -142,7 +142,9 @@ def load_config(
         _set(tree, key, value)
     for key, value in (fallback or {}).items():
         section, _, name = key.partition(".")
-        tree.setdefault(section, {}).setdefault(name, value)
+        given_there = tree.get(section, {})
+        if not (isinstance(given_there, dict) and name in given_there):
+            _set(tree, key, value)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:

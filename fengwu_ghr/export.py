@@ -25,10 +25,10 @@ def export_grib(
     channels, grid = store.plan.channels, store.plan.grid
     sink = GribSink(folder, GribEncoder(grid), initial_time, channels=channels)
     outputs = Outputs([sink], channels, threads=threads)
-    leads = store.committed(initial_time)
+    leads = [lead for lead in store.committed(initial_time) if sink.has_file(lead)]
     try:
         for lead in leads:
-            if not (only_missing and sink.path(lead).exists()):
+            if not (only_missing and sink.is_written(lead)):
                 outputs.submit(lead, partial(_read, store, initial_time, lead))
         outputs.wait()
     finally:
@@ -44,7 +44,7 @@ def export_netcdf(path: Path, output: Path) -> Path:
     check_netcdf()
     dataset = open_run(path)
     encoding = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in dataset.data_vars}
-    unfinished = output.with_name(f".{output.name}.unfinished")
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}.unfinished")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         dataset.to_netcdf(unfinished, format="NETCDF4", engine="netcdf4", encoding=encoding)

@@ -43,6 +43,16 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def analysis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstration's input: a complete analysis of the analytic atmosphere at 2.5 degrees, as GRIB2."""
+    from fengwu_ghr.demo import write_demo_analysis  # after the import hook, and in tests that need it only
+
+    path = tmp_path_factory.mktemp("analysis") / "analysis.grib2"
+    write_demo_analysis(path)
+    return path
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Random numbers that depend on the test's name only: not on order, selection or the hash seed."""

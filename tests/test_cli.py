@@ -9,7 +9,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fengwu_ghr.cli import app
-from fengwu_ghr.demo import write_demo_analysis
 
 VERBS = ("inspect", "check", "forecast", "export", "point", "plot", "demo")
 MODELS = ("list", "create", "verify")
@@ -17,13 +16,6 @@ MODELS = ("list", "create", "verify")
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-@pytest.fixture(scope="module")
-def analysis(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("analysis") / "analysis.grib2"
-    write_demo_analysis(path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import xarray as xr
 from fengwu_ghr.backbone import architecture
 from fengwu_ghr.catalogue import create_model
 from fengwu_ghr.config import RunConfig
-from fengwu_ghr.demo import INITIAL_TIME, write_demo_analysis
+from fengwu_ghr.demo import INITIAL_TIME
 from fengwu_ghr.errors import InputError, OutputError, ResourceError, UsageError
 from fengwu_ghr.forecast import ForecastResult, run_forecast
 from fengwu_ghr.grib.decode import plan_analysis, read_analysis
@@ -62,13 +62,6 @@ def run_config(analysis: Path, store: Path, *, model: str = "ghr-tiny-1p8", **se
         "output": output,
     }
     return RunConfig.model_validate(parts | sections)
-
-
-@pytest.fixture(scope="module")
-def analysis(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("analysis") / "analysis.grib2"
-    write_demo_analysis(path)
-    return path
 
 
 @pytest.fixture(scope="module")

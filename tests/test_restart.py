@@ -10,17 +10,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from fengwu_ghr.demo import write_demo_analysis
-
 LEAD_HOURS = 120
 LEADS = LEAD_HOURS // 6 + 1
-
-
-@pytest.fixture(scope="module")
-def analysis(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("analysis") / "analysis.grib2"
-    write_demo_analysis(path)
-    return path
 
 
 def command(analysis: Path, folder: Path) -> list[str]:
