@@ -16,10 +16,10 @@ help:  ## what there is
 
 install: $(STAMP)  ## .venv with the package and its test tools, at the versions of constraints.txt
 
-# torch goes first and alone, so that its own index, where one is given, serves nothing else.
+# torch goes first: an index of CPU builds, where one is given, offers a local version that pip prefers.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
 	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
 	touch $@
 

@@ -186,7 +186,9 @@ def _collections() -> Iterator[Path]:
     """Folders whose sub-folders are models, the user's first."""
     if folder := os.environ.get(MODELS_VARIABLE):
         if not Path(folder).is_dir():
-            raise UsageError(f"{MODELS_VARIABLE} must name a folder of models; {folder} is none")
+            raise UsageError(
+                f"{MODELS_VARIABLE} must name a folder of models; {folder} does not exist: make it, or unset it"
+            )
         yield Path(folder)
     yield _PACKAGED
 

@@ -23,6 +23,7 @@ from fengwu_ghr.options import (
     initial_time,
     list_of,
     place,
+    show_version,
     verb,
 )
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from fengwu_ghr.preflight import ForecastPlan
 
 app = typer.Typer(
-    help="High-resolution global forecasts: GRIB analyses in, Zarr and GRIB forecasts out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,6 +42,15 @@ models_app = typer.Typer(
     no_args_is_help=True, help="List, create and verify checkpoints.", rich_markup_mode=None
 )
 app.add_typer(models_app, name="models")
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """High-resolution global forecasts: GRIB analyses in, Zarr and GRIB forecasts out."""
 
 
 @app.command(epilog="Example: fengwu-ghr inspect analysis.grib2 run.zarr")
@@ -95,6 +104,7 @@ def check(
         "compute.memory_budget": memory_budget,
         "compute.threads": threads,
     }
+    from fengwu_ghr import console
     from fengwu_ghr.preflight import plan_forecast
     from fengwu_ghr.resume import find_attempt
 
@@ -102,6 +112,7 @@ def check(
     plan = plan_forecast(_configuration(config, flags, input_, files, fallback=fallback), try_encoding=True)
     find_attempt(plan)
     _show_plan(plan)
+    console.OUT.print("this forecast can run")
 
 
 @app.command(
@@ -126,7 +137,7 @@ def forecast(
     leads: Annotated[str | None, typer.Option(help="Keep these leads (hours) only: 0,24,48.")] = None,
     area: Annotated[str | None, typer.Option(help="Keep this box only: north,west,south,east.")] = None,
     keep_bits: Annotated[
-        int | None, typer.Option(help="Round to so many mantissa bits (1-23) in the store.")
+        int | None, typer.Option(help="Round all products to so many mantissa bits (1-23).")
     ] = None,
     config: Config = None,
     memory_budget: Budget = None,
@@ -169,19 +180,22 @@ def export(
     store: Store,
     grib: Annotated[Path | None, typer.Option(help="Folder for one GRIB2 file per lead.")] = None,
     netcdf: Annotated[Path | None, typer.Option(help="NetCDF file of all committed leads.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of another run.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Write GRIB or NetCDF from a run store."""
     from fengwu_ghr import console
-    from fengwu_ghr.export import export_grib, export_netcdf
+    from fengwu_ghr.export import export_all_grib, export_netcdf
     from fengwu_ghr.store import RunStore
 
     if grib is None and netcdf is None:
         raise UsageError("say what to export: --grib FOLDER, --netcdf FILE or both")
-    with RunStore.open(store) as run:
-        for initial_time in run.plan.initial_times if grib else ():
-            for path in export_grib(run, initial_time, Path(str(grib))):
+    if netcdf and netcdf.exists() and not overwrite:
+        raise UsageError(f"{netcdf} exists; choose another --netcdf file, or replace it with --overwrite")
+    if grib:
+        with RunStore.open(store) as run:
+            for path in export_all_grib(run, grib, overwrite=overwrite):
                 console.OUT.print(str(path), markup=False)
     if netcdf:
         console.OUT.print(str(export_netcdf(store, netcdf)), markup=False)
@@ -192,7 +206,9 @@ def export(
 def point(
     store: Store,
     at: Annotated[str, typer.Option(help="Latitude,longitude in degrees.")],
-    variables: Annotated[str, typer.Option(help="Fields to show: 2t,msl,z500.")] = "2t,msl,10u,10v,z500,t850",
+    variables: Annotated[
+        str | None, typer.Option(help="Fields to show; default: those of 2t,msl,10u,10v,z500,t850.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Name of the CSV and PNG; default: beside the store.")
     ] = None,
@@ -207,7 +223,7 @@ def point(
     there = store.resolve()
     stem = output or there.with_name(f"{there.stem}_{latitude:g}_{longitude:g}")
     for path in write_meteogram(
-        store, list_of(variables, str), latitude=latitude, longitude=longitude, stem=stem
+        store, list_of(variables, str) or None, latitude=latitude, longitude=longitude, stem=stem
     ):
         console.OUT.print(str(path), markup=False)
 

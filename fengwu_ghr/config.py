@@ -16,6 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fengwu_ghr.errors import UsageError
 
+_PLAIN = {
+    "missing": "is needed; give it in the configuration or by its flag (--model, --input, --output)",
+    "extra_forbidden": "no such key; configs/forecast.toml shows every key there is",
+}
+
 _UNITS = {"": 1, "B": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("KMGT", start=1)
@@ -217,6 +222,7 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
-        value = "" if item["type"] == "missing" else f"; got {item['input']!r}"
-        lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{value}")
+        said = _PLAIN.get(item["type"], item["msg"].removeprefix("Value error, "))
+        value = "" if "got" in said or item["type"] == "missing" else f"; got {item['input']!r}"
+        lines.append(f"  {where}: {said}{value}")
     return "\n".join(lines)

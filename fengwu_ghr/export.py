@@ -1,15 +1,18 @@
 """Products from a run store: GRIB files and NetCDF of what is committed, and the series at a point."""
 
 import importlib.util
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
+from fengwu_ghr.durable import make_folder, replace_file, writing
 from fengwu_ghr.errors import InputError, OutputError, UsageError
 from fengwu_ghr.grib.encode import GribEncoder
 from fengwu_ghr.grid import LatLonGrid
@@ -36,14 +39,63 @@ def export_grib(
     return [sink.path(lead) for lead in leads]
 
 
+def export_all_grib(store: RunStore, folder: Path, *, overwrite: bool) -> list[Path]:
+    """GRIB files of every initial time and committed lead of the store; returns their paths.
+
+    Raises UsageError when the folder holds files of another run and they are not to be overwritten.
+    """
+    paths = []
+    for initial_time in store.plan.initial_times:
+        if recorded := store.provenance(initial_time):
+            claim_grib_folder(
+                folder,
+                initial_time,
+                identity=recorded["identity"],
+                channels=store.plan.channels,
+                overwrite=overwrite,
+            )
+            paths += export_grib(store, initial_time, folder)
+    return paths
+
+
+def claim_grib_folder(
+    folder: Path,
+    initial_time: datetime,
+    *,
+    identity: Mapping[str, Any],
+    channels: Sequence[Channel],
+    overwrite: bool,
+) -> None:
+    """The folder belongs, for this initial time, to the run of this identity: a note in it says so.
+
+    Raises UsageError when it holds files of another run and they are not to be overwritten.
+    """
+    stamp = f"{initial_time:%Y%m%d%H%M%S}"
+    note = folder / f".{stamp}.run.json"
+    ours = json.dumps({**identity, "channels": list(map(str, channels))}, sort_keys=True).encode()
+    files = [*folder.glob(f"{stamp}-*-oper-fc.grib2"), *folder.glob(f"{stamp}-*-oper-fc.index")]
+    with writing(folder):
+        if files and not (note.exists() and note.read_bytes() == ours):
+            if not overwrite:
+                raise UsageError(
+                    f"{folder} holds GRIB files of another forecast from {initial_time:%Y-%m-%d %H:%M}; write to "
+                    "another --grib folder, or replace them with --overwrite"
+                )
+            for file in files:
+                file.unlink(missing_ok=True)
+        make_folder(folder)
+        replace_file(note, ours)
+
+
 def export_netcdf(path: Path, output: Path) -> Path:
     """The committed leads of a run store as one compressed CF NetCDF-4 file, written under another name first.
 
     Raises UsageError without the `netcdf` extra, OutputError when the file cannot be written.
     """
     check_netcdf()
-    dataset = open_run(path)
-    encoding = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in dataset.data_vars}
+    # Whole fields: small chunks would cost more in scheduling than in writing.
+    dataset = open_run(path, chunks={"latitude": -1, "longitude": -1})
+    encoding = {name: _encoding(variable.shape) for name, variable in dataset.data_vars.items()}
     unfinished = output.with_name(f".{output.name}.{os.getpid()}.unfinished")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +106,16 @@ def export_netcdf(path: Path, output: Path) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return output
+
+
+def _encoding(shape: tuple[int, ...]) -> dict[str, Any]:
+    """One field is one chunk, as it is written."""
+    return {
+        "zlib": True,
+        "complevel": 1,
+        "shuffle": True,
+        "chunksizes": (*(1 for _ in shape[:-2]), *shape[-2:]),
+    }
 
 
 def check_netcdf() -> None:
@@ -82,8 +144,10 @@ def bilinear_weights(
     grid: LatLonGrid, latitude: float, longitude: float
 ) -> tuple[list[int], list[int], Float32[np.ndarray, "2 2"]]:
     """Two rows, two columns and the weights of their four points, which sum to one."""
-    if not -90 <= latitude <= 90:
-        raise UsageError(f"a latitude lies in [-90, 90]; got {latitude:g}")
+    if not (-90 <= latitude <= 90 and -180 <= longitude <= 360):
+        raise UsageError(
+            f"a latitude lies in [-90, 90], a longitude in [-180, 360]; got {latitude:g}, {longitude:g}"
+        )
     eastward = grid.longitude[0] + np.mod(longitude - grid.longitude[0], 360)
     row = float(np.interp(-latitude, -grid.latitude, np.arange(grid.shape[0])))
     columns = np.append(grid.longitude, grid.longitude[0] + 360) if grid.is_periodic else grid.longitude

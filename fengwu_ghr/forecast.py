@@ -16,13 +16,13 @@ from jaxtyping import Float32
 from fengwu_ghr.config import RunConfig
 from fengwu_ghr.engine.stepper import MasterState, Stepper
 from fengwu_ghr.engine.torch_engine import TorchStepper
-from fengwu_ghr.export import export_grib, export_netcdf
+from fengwu_ghr.export import claim_grib_folder, export_grib, export_netcdf
 from fengwu_ghr.grib.decode import Analysis, read_analysis
 from fengwu_ghr.grib.encode import GribEncoder
 from fengwu_ghr.outputs import GribSink, Outputs, Sink, ZarrSink
 from fengwu_ghr.preflight import ForecastPlan, plan_forecast
 from fengwu_ghr.regrid import NetworkMap, Regridder
-from fengwu_ghr.resume import Attempt, claim_grib_folder, find_attempt, identity, settle_compute
+from fengwu_ghr.resume import Attempt, find_attempt, identity, settle_compute
 from fengwu_ghr.rollout import RestartSchedule, Start, rollout
 from fengwu_ghr.store import RunStore, round_mantissa
 from fengwu_ghr.variables import Channel, Variable
@@ -64,12 +64,19 @@ def run_forecast(
     Nothing is replaced before input and model have proved readable. Raises the errors of `preflight.plan_forecast`
     and `resume.find_attempt`; OutputError at the lead that could not be written.
     """
-    start = perf_counter()
+    start, output = perf_counter(), config.output
     plan = plan or plan_forecast(config)
     attempt = find_attempt(plan)
     is_complete = attempt.committed == set(plan.leads)
     prepared = None if is_complete else _prepare(plan, attempt, reporter)
-    claim_grib_folder(plan)
+    if output.grib:
+        claim_grib_folder(
+            output.grib,
+            plan.initial_time,
+            identity=identity(plan),
+            channels=plan.channels,
+            overwrite=output.overwrite,
+        )
     with open_store(plan, overwrite=attempt.replaces) as store:
         if prepared is None:
             reporter.note(f"{store.path} already holds every lead of this forecast")
@@ -78,12 +85,13 @@ def run_forecast(
             ForecastRun(plan, store, reporter).compute(prepared)
         store.clear_restart(plan.initial_time)
         files = _grib_files(plan, store)
-    if config.output.netcdf:
-        export_netcdf(config.output.zarr, config.output.netcdf)
+    if output.netcdf:
+        reporter.note(f"writing {output.netcdf}")
+        export_netcdf(output.zarr, output.netcdf)
     return ForecastResult(
-        store=config.output.zarr,
+        store=output.zarr,
         grib_files=tuple(files),
-        netcdf=config.output.netcdf,
+        netcdf=output.netcdf,
         seconds=perf_counter() - start,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         was_complete=is_complete,

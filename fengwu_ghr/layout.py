@@ -236,6 +236,10 @@ def _check_axis(name: str, values: list[Any], *, ordered: bool = True) -> None:
 
 def _difference(a: object, b: object) -> str:
     if isinstance(a, tuple) and isinstance(b, tuple):
-        only = [str(value) for value in {*a} ^ {*b}] or ["another order"]
-        return f"{len(a)}, not {len(b)}: {', '.join(sorted(only)[:4])}{' ...' if len(only) > 4 else ''}"
+        only = [_text(value) for value in sorted({*a} ^ {*b})] or ["another order"]
+        return f"{len(a)}, not {len(b)}: {', '.join(only[:4])}{' ...' if len(only) > 4 else ''}"
     return f"{a}, not {b}"
+
+
+def _text(value: object) -> str:
+    return f"+{value / timedelta(hours=1):g} h" if isinstance(value, timedelta) else str(value)

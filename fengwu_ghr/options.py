@@ -56,6 +56,16 @@ def verb(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def show_version(wanted: bool) -> bool:
+    """Print the version and stop, where it is wanted."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("fengwu_ghr"))
+        raise typer.Exit
+    return wanted
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -77,7 +87,10 @@ def list_of(text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...]:
 
 def place(text: str) -> tuple[float, float]:
     """Latitude and longitude."""
-    values = list_of(text, float)
+    try:
+        values = list_of(text, float)
+    except UsageError:
+        values = ()
     if len(values) != 2:
         raise UsageError(f"a place is written latitude,longitude, as 52.5,13.4; got {text!r}")
     return values[0], values[1]

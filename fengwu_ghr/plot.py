@@ -116,6 +116,7 @@ def draw_meteogram(
         look = LOOKS[channel.variable]
         axes.plot(times, values * look.factor + look.offset, marker="o", markersize=3, color="tab:blue")
         axes.set_ylabel(f"{channel}\n[{look.units}]", fontsize=9)
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(alpha=0.3)
     panels[0, 0].set_title(title, fontsize=11, loc="left")
     figure.autofmt_xdate()
@@ -177,7 +178,7 @@ def _coastlines(axes: "Axes", longitude: np.ndarray) -> None:
     for line in coastlines():
         for shift in (-360.0, 0.0, 360.0):
             moved = line + np.array([shift, 0.0])
-            if moved[:, 0].max() >= longitude[0] and moved[:, 0].min() <= longitude[-1]:
+            if np.nanmax(moved[:, 0]) >= longitude[0] and np.nanmin(moved[:, 0]) <= longitude[-1]:
                 lines.append(moved)
     axes.add_collection(LineCollection(lines, colors="black", linewidths=0.5), autolim=False)
 
@@ -201,7 +202,9 @@ def coastlines() -> list[np.ndarray]:
         # kind, area in km2, points, south, north, offset, bytes, number; kinds 1 and 5 are shores of land
         kind, area, points, _, _, offset, *_ = row.split()
         if kind in ("1", "5") and float(area) > 1000:
-            lines.append(
-                np.frombuffer(data, "<f4", 2 * int(points), int(offset)).reshape(-1, 2).astype(float)
-            )
+            shore = np.frombuffer(data, "<f4", 2 * int(points), int(offset)).reshape(-1, 2).astype(float)
+            # Polygons are closed along the dateline and the pole, where there is no shore: the line is lifted there.
+            closing = (np.abs(np.abs(shore[:, 0]) - 180) < 1e-3) | (shore[:, 1] < -89)
+            shore[closing] = np.nan
+            lines.append(shore)
     return lines

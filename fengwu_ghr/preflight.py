@@ -209,9 +209,12 @@ def select_leads(wanted: ForecastSection, *, step_hours: int) -> tuple[timedelta
     hours = wanted.leads_hours or range(0, wanted.lead_time_hours + 1, step_hours)
     wrong = [h for h in hours if h % step_hours or not 0 <= h <= wanted.lead_time_hours]
     if wrong or wanted.lead_time_hours % step_hours:
+        what = (
+            f"leads {', '.join(map(str, wrong))}" if wrong else f"a lead time of {wanted.lead_time_hours} h"
+        )
         raise UsageError(
-            f"leads are multiples of {step_hours} h up to the lead time of {wanted.lead_time_hours} h, itself such "
-            f"a multiple; got {', '.join(map(str, wrong)) or wanted.lead_time_hours}"
+            f"the model steps by {step_hours} h: lead time and leads are multiples of {step_hours} h, and leads lie "
+            f"within the lead time of {wanted.lead_time_hours} h; got {what}"
         )
     if not any(hours):
         raise UsageError("name at least one lead after the initial time; got only 0")
@@ -325,7 +328,7 @@ def _check_targets(plan: ForecastPlan) -> None:
     free = free_bytes(_existing(output.zarr))
     if not is_store(output.zarr) and plan.disk_bytes > free:
         raise OutputError(
-            f"the run will take about {plan.disk_bytes / 1e9:.1f} GB, {_existing(output.zarr)} has {free / 1e9:.1f} GB "
+            f"the run will take about {plan.disk_bytes / 1e9:.3g} GB, {_existing(output.zarr)} has {free / 1e9:.3g} GB "
             "free; make room, or thin the products with --variables, --levels, --leads, --area or --keep-bits"
         )
 

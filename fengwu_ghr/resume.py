@@ -1,11 +1,9 @@
 """What an earlier attempt left at the outputs: whether this run goes on from it, replaces it, or must not touch it."""
 
-import json
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from fengwu_ghr.durable import make_folder, replace_file, writing
 from fengwu_ghr.engine.torch_engine import Compute, numerics
 from fengwu_ghr.errors import ResourceError, UsageError
 from fengwu_ghr.preflight import ForecastPlan
@@ -37,6 +35,9 @@ def find_attempt(plan: ForecastPlan) -> Attempt:
     """
     path, overwrite = plan.config.output.zarr, plan.config.output.overwrite
     if not is_occupied(path):
+        netcdf = plan.config.output.netcdf
+        if netcdf and netcdf.exists() and not overwrite:
+            raise UsageError(f"{netcdf} exists; choose another --netcdf file, or replace it with --overwrite")
         return Attempt(None, frozenset())
     check_is_store(path)
     if overwrite and not _is_this_run_unfinished(plan):
@@ -56,7 +57,11 @@ def find_attempt(plan: ForecastPlan) -> Attempt:
 def identity(plan: ForecastPlan) -> dict[str, Any]:
     """What must be the same when a run is resumed, part by part."""
     return {
-        "model": {"name": plan.checkpoint.card.name, "sha256": plan.checkpoint.digest},
+        "model": {
+            "name": plan.checkpoint.card.name,
+            "trained": plan.checkpoint.card.trained,
+            "sha256": plan.checkpoint.digest,
+        },
         "input files": [list(analysis.files) for analysis in plan.analyses],
         "grid": {"product": plan.grid.key, "network": plan.checkpoint.grid.name},
         "rounding": plan.config.forecast.keep_bits,
@@ -83,31 +88,6 @@ def settle_compute(plan: ForecastPlan, attempt: Attempt) -> tuple[Compute, list[
             "be byte-equal; use the recorded ones, or --accept-numerics to go on all the same"
         )
     return compute, changed
-
-
-def claim_grib_folder(plan: ForecastPlan) -> None:
-    """The folder belongs, for this initial time, to this run: a note in it says so.
-
-    Raises UsageError when it holds files of another run and is not to be overwritten.
-    """
-    folder = plan.config.output.grib
-    if folder is None:
-        return
-    stamp = f"{plan.initial_time:%Y%m%d%H%M%S}"
-    note = folder / f".{stamp}.run.json"
-    ours = json.dumps(identity(plan) | {"channels": list(map(str, plan.channels))}, sort_keys=True).encode()
-    files = [*folder.glob(f"{stamp}-*-oper-fc.grib2"), *folder.glob(f"{stamp}-*-oper-fc.index")]
-    with writing(folder):
-        if files and not (note.exists() and note.read_bytes() == ours):
-            if not plan.config.output.overwrite:
-                raise UsageError(
-                    f"{folder} holds GRIB files of another forecast from {plan.initial_time:%Y-%m-%d %H:%M}; write to "
-                    "another --grib folder, or replace them with --overwrite"
-                )
-            for file in files:
-                file.unlink(missing_ok=True)
-        make_folder(folder)
-        replace_file(note, ours)
 
 
 def _is_this_run_unfinished(plan: ForecastPlan) -> bool:

@@ -271,10 +271,13 @@ class RunStore:
         self._tables[initial_time].clear_uncommitted()
 
 
-def open_run(path: Path) -> xr.Dataset:
-    """The run store as a lazy dataset in which leads that are not committed are NaN. Raises InputError."""
+def open_run(path: Path, *, chunks: dict[str, int] | None = None) -> xr.Dataset:
+    """The run store as a lazy dataset in which leads that are not committed are NaN. Raises InputError.
+
+    `chunks` are dask's, by dimension; without them the chunks of the store.
+    """
     with RunStore.open(path) as store:
-        plan, dataset = store.plan, xr.open_zarr(store.path)
+        plan, dataset = store.plan, xr.open_zarr(store.path, chunks=chunks or {})
         rows = [[lead in store.committed(time) for lead in plan.leads] for time in plan.initial_times]
     exists = xr.DataArray(np.array(rows), dims=("time", "prediction_timedelta"))
     return dataset if exists.all() else dataset.where(exists)

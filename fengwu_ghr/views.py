@@ -15,9 +15,12 @@ from fengwu_ghr.plot import Caption, draw_map, draw_meteogram
 from fengwu_ghr.store import RunStore
 from fengwu_ghr.variables import Channel, channel
 
+USUAL = ("2t", "msl", "10u", "10v", "z500", "t850")
+"""What a meteogram shows when nothing is asked for."""
+
 
 def write_meteogram(
-    path: Path, names: Sequence[str], *, latitude: float, longitude: float, stem: Path
+    path: Path, names: Sequence[str] | None, *, latitude: float, longitude: float, stem: Path
 ) -> tuple[Path, Path]:
     """Write `stem`.csv and `stem`.png with the fields at a place over the committed leads; returns both paths.
 
@@ -28,7 +31,10 @@ def write_meteogram(
     with RunStore.open(path) as store:
         initial_time = store.plan.initial_times[0]
         model = model_name(store, initial_time)
-        channels = [stored_channel(store, name) for name in names]
+        usual = [name for name in USUAL if channel(name) in store.plan.channels]
+        channels = [
+            stored_channel(store, name) for name in names or usual or map(str, store.plan.channels[:6])
+        ]
         leads, series = series_at(
             store, channels, initial_time=initial_time, latitude=latitude, longitude=longitude
         )
@@ -58,11 +64,19 @@ def write_map(
 def model_name(store: RunStore, initial_time: datetime) -> str:
     """The model that made the forecast, as its provenance has it."""
     recorded = store.provenance(initial_time)
-    return str(recorded["identity"]["model"]["name"]) if recorded else "unknown model"
+    if recorded is None:
+        return "unknown model"
+    model = recorded["identity"]["model"]
+    return model["name"] if model.get("trained", True) else f"{model['name']} (untrained, no skill)"
 
 
 def stored_channel(store: RunStore, name: str) -> Channel:
     """The store's channel of this name; raises InputError listing what there is."""
+    levels = [c.level for c in store.plan.channels if c.variable == name and c.level]
+    if levels:
+        raise UsageError(
+            f"{name} needs a level (--level in hPa); {store.path} holds {', '.join(map(str, levels))}"
+        )
     try:
         found = channel(name)
     except ValueError as error:

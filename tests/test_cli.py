@@ -177,3 +177,33 @@ def test_a_terminated_run_exits_75_and_resumes(analysis: Path, tmp_path: Path) -
     assert process.returncode == 75
     assert "run the same command again" in rest
     assert "Traceback" not in rest
+
+
+def test_export_does_not_touch_files_of_another_run(analysis: Path, run: Path, tmp_path: Path) -> None:
+    usual = ["--model", "ghr-tiny-1p8", "--input", analysis, "--lead-time", 6]
+    call("forecast", *usual, "--output", tmp_path / "z.zarr", "--variables", "z", "--grib", tmp_path / "grib")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "grib").iterdir()}
+    refused = call("export", run, "--grib", tmp_path / "grib")
+    assert refused.exit_code == 2
+    assert "--overwrite" in refused.output
+    assert {p.name: p.read_bytes() for p in (tmp_path / "grib").iterdir()} == before
+    assert call("export", run, "--grib", tmp_path / "grib", "--overwrite").exit_code == 0
+
+
+def test_a_meteogram_of_a_thinned_store_shows_what_is_there(analysis: Path, tmp_path: Path) -> None:
+    usual = [
+        "--model",
+        "ghr-tiny-1p8",
+        "--input",
+        analysis,
+        "--lead-time",
+        6,
+        "--variables",
+        "t,2t",
+        "--levels",
+        850,
+    ]
+    call("forecast", *usual, "--output", tmp_path / "thin.zarr")
+    result = call("point", tmp_path / "thin.zarr", "--at", "50,10", "--output", tmp_path / "here")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "here.csv").read_text().startswith("valid_time,lead_hours,2t [K],t850 [K]")
