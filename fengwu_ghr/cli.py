@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fengwu_ghr.errors import UsageError
+from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.options import (
     Budget,
     Config,
@@ -65,12 +65,14 @@ def inspect(
     from fengwu_ghr import console
     from fengwu_ghr.inspection import describe
 
-    descriptions = describe(paths)
+    descriptions, problems = describe(paths)
     if as_json:
         typer.echo(json.dumps([d.facts for d in descriptions], indent=2))
-        return
-    for description in descriptions:
-        console.show_table(description.title, description.columns, description.rows)
+    else:
+        for description in descriptions:
+            console.show_table(description.title, description.columns, description.rows)
+    if problems:
+        raise InputError("\n".join(map(str, problems)))
 
 
 @app.command(epilog="Example: fengwu-ghr check --model ghr-tiny-0p09 --input analysis.grib2 --lead-time 24")
@@ -278,7 +280,7 @@ def demo(
     )
     _show_result(result)
     console.show_facts("Pictures", [("map", picture), ("meteogram", ", ".join(map(str, series)))])
-    for description in describe([result.store, result.grib_files[-1]]):
+    for description in describe([result.store, result.grib_files[-1]])[0]:
         console.show_table(description.title, description.columns, description.rows)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fengwu_ghr.checkpoint import CARD, Checkpoint
-from fengwu_ghr.errors import InputError
+from fengwu_ghr.errors import FengwuError, InputError
 from fengwu_ghr.grib.messages import FieldInfo, match, scan
 from fengwu_ghr.store import RunStore
 
@@ -25,9 +25,16 @@ class Description:
     facts: dict[str, Any]
 
 
-def describe(paths: Sequence[Path]) -> list[Description]:
-    """One description per checkpoint and store, one for every GRIB file. Raises InputError for anything else."""
-    return [_describe(path) for path in paths]
+def describe(paths: Sequence[Path]) -> tuple[list[Description], list[FengwuError]]:
+    """One description per checkpoint, store or GRIB file; and what was wrong with the paths that are none."""
+    descriptions: list[Description] = []
+    problems: list[FengwuError] = []
+    for path in paths:
+        try:
+            descriptions.append(_describe(path))
+        except FengwuError as problem:
+            problems.append(problem)
+    return descriptions, problems
 
 
 def _describe(path: Path) -> Description:

@@ -46,6 +46,15 @@ def test_inspect_tells_grib_from_store_from_checkpoint(analysis: Path, run: Path
     assert "Persistence" in checkpoint["description"]
 
 
+def test_inspect_shows_the_sound_files_beside_the_broken(analysis: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no GRIB")
+    result = call("inspect", tmp_path / "notes.txt", analysis, tmp_path / "absent")
+    assert result.exit_code == 3
+    assert "69 fields" in result.output
+    assert "notes.txt" in result.output
+    assert "absent does not exist" in result.output
+
+
 def test_check_prints_the_plan_and_writes_nothing(
     analysis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
