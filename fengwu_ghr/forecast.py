@@ -16,6 +16,7 @@ from jaxtyping import Float32
 from fengwu_ghr.config import RunConfig
 from fengwu_ghr.engine.stepper import MasterState, Stepper
 from fengwu_ghr.engine.torch_engine import TorchStepper
+from fengwu_ghr.errors import UsageError
 from fengwu_ghr.export import claim_grib_folder, export_grib, export_netcdf
 from fengwu_ghr.grib.decode import Analysis, read_analysis
 from fengwu_ghr.grib.encode import GribEncoder
@@ -118,6 +119,8 @@ def _prepare(plan: ForecastPlan, attempt: Attempt, reporter: Reporter) -> Prepar
 
 def _record(plan: ForecastPlan, store: RunStore, attempt: Attempt, prepared: Prepared) -> None:
     """The manifest says how the leads that follow are computed."""
+    if store.provenance(plan.initial_time) != attempt.recorded:
+        raise UsageError(f"another process has worked on {store.path} meanwhile; run the same command again")
     if attempt.recorded is None:
         store.begin_run(plan.initial_time, _provenance(plan, prepared))
     elif attempt.recorded["numerics"] != prepared.stepper.numerics:
