@@ -458,7 +458,9 @@ def test_an_unknown_name_lists_what_there_is(cache: Path, name: str) -> None:
 
 def test_a_users_folder_that_is_not_there_is_an_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FENGWU_GHR_MODELS", "/nowhere")
-    with pytest.raises(UsageError, match="FENGWU_GHR_MODELS must name a folder of models; /nowhere is none"):
+    with pytest.raises(
+        UsageError, match="FENGWU_GHR_MODELS must name a folder of models; /nowhere does not exist"
+    ):
         resolve_model("ghr-tiny-1p8")
 
 
