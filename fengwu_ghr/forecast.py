@@ -54,7 +54,6 @@ class ForecastResult:
     netcdf: Path | None
     seconds: float
     peak_bytes: int
-    was_complete: bool
 
 
 def run_forecast(
@@ -95,7 +94,6 @@ def run_forecast(
         netcdf=output.netcdf,
         seconds=perf_counter() - start,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        was_complete=is_complete,
     )
 
 
@@ -145,7 +143,9 @@ class ForecastRun:
         try:
             if timedelta(0) in self._missing():
                 outputs.submit(timedelta(0), self.analysed(prepared.analyses[-1]))
-            self._roll(prepared.stepper, self._start(prepared.analyses), outputs)
+            start = self._start(prepared.analyses)
+            prepared.analyses.clear()  # gigabytes at 0.09 degrees; writing lead 0 holds the newest until it is done
+            self._roll(prepared.stepper, start, outputs)
             outputs.wait()
         finally:
             outputs.close()
