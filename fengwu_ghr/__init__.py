@@ -27,6 +27,7 @@ Read the package in the order of this list: a module uses only modules above it.
     synthetic             an analytic atmosphere for the demonstration and the tests
     interpolation         along circles of latitude and over the poles, without edges
     regrid                any source grid -> any grid of ours, exact at poles and dateline
+    coarsen               area means of a fine grid over the cells of a coarse one
 
   The run store
     manifest              what is committed: JSON lines, each whole or not there
@@ -57,12 +58,46 @@ Read the package in the order of this list: a module uses only modules above it.
     forecast              one initial time from end to end
     demo                  the whole chain on the embedded world
 
+  Verification
+    verify.archive        named arrays in one file, without pickles
+    verify.statistics     values per grid point -> area-weighted sums that merge, by initial time and lead
+    verify.metrics        scores as functions of mean statistics; intervals over dates; shares of targets won
+    verify.climatology    mean and annual harmonics, fitted to states that stream by
+    verify.spectra        power and coherence by total wavenumber; truncation
+
+  Training
+    training.levels       sigma levels -> pressure levels and mean sea level, below ground too
+    training.simulator    jcm with SPEEDY physics, from restart to restart
+    training.world        a simulated world on disk: series of states, and their statistics
+    training.simulate     makes one: members, splits, chunks; resumable
+    training.reference    the simulator's own forecasts: the numerical baseline, the twin, analyses as GRIB
+    training.normals      the climatology of a world's training years; the fine detail it holds
+    training.dataset      windows of normalised states, and the order in which they are drawn
+    training.losses       what an error costs, by channel, level and area; amplitude and coherence
+    training.record       what a training run writes: its state, its log, its curves
+    training.loop         the optimiser loop, the only one
+    training.pretrain     a backbone from coarse states
+    training.replay       forecasts under way, taken one step further
+    training.stage        what a stage of transfer is
+    training.fine         fine forecasts that can be differentiated
+    training.fine_tasks   what the stages learn
+    training.adapt        transfer, stage by stage
+    training.downscale    the baseline that downscales coarse forecasts with a network
+    training.sources      forecasts to be compared: ours and the baselines
+    training.specs        a source in a few words
+    training.tables       the sums of one source
+    training.evidence     every source on the same held-out dates
+    training.verdict      shares, headline scores, spectra
+    training.chain        the settings of all of it, and its verbs
+    training.report       the report of the evidence
+
   The command line
     plot                  maps and meteograms
     views                 a run store as a picture: the map of a field, the meteogram of a place
     inspection            what a path holds: GRIB files, a checkpoint, a run store
     console               tables, progress, errors as users see them
     options               what the verbs share
+    training_verbs        the verbs of `fengwu-ghr train`
     cli                   the verbs of `fengwu-ghr`, thin
 """
 

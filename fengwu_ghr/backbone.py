@@ -30,8 +30,9 @@ class Architecture:
 
     A patch covers `stride` + 1 rows and `stride` columns, so that the patches of a grid with both poles meet the
     last row; stride 3, 6 or 12 leaves none, one or two doublings to the decoder. `windows` take turns, then comes
-    a global block. `res_after` lists the blocks that a RES block follows, `lora_steps` how many lead steps have
-    adapters of their own. Input is `history` states, the oldest first; output is the next state or its tendency.
+    a global block. `res_after` lists the blocks that a RES block follows, `lora_steps` counts the sets of adapters,
+    each of which serves `lora_group` lead steps in a row. Input is `history` states, the oldest first; output is the
+    next state or its tendency.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Architecture:
     lora_rank: int
     lora_steps: int
     lora_alpha: float = 1.0
+    lora_group: int = 1
     mlp_ratio: int = 4
     history: int = 1
     predicts: Literal["state", "tendency"] = "tendency"
@@ -76,6 +78,7 @@ class Architecture:
         yield rising == list(self.res_after), "rising block numbers in res_after", self.res_after
         ranked = self.lora_steps == 0 or min(self.lora_steps, self.lora_rank) > 0
         yield ranked, "a positive lora_rank where there are lora_steps", (self.lora_rank, self.lora_steps)
+        yield self.lora_group > 0, "one or more lead steps per set of adapters in lora_group", self.lora_group
         yield self.history in (1, 2), "a history of 1 or 2", self.history
 
     @property

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fengwu_ghr import training_verbs
 from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.options import (
     Budget,
@@ -42,6 +43,7 @@ models_app = typer.Typer(
     no_args_is_help=True, help="List, create and verify checkpoints.", rich_markup_mode=None
 )
 app.add_typer(models_app, name="models")
+app.add_typer(training_verbs.app, name="train")
 
 
 @app.callback()

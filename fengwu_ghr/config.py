@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -129,6 +129,9 @@ class RunConfig(Section):
         return timedelta(hours=self.forecast.lead_time_hours)
 
 
+Settings = TypeVar("Settings", bound=Section)
+
+
 def load_config(
     path: Path | None,
     *,
@@ -142,16 +145,33 @@ def load_config(
     Raises UsageError naming every key that is unknown, missing or out of range.
     """
     tree = _read_toml(path) if path else {}
-    given = [(key, value) for key, value in flags.items() if value not in (None, (), [])]
-    for key, value in given + [_split_override(text) for text in overrides]:
-        _set(tree, key, value)
+    for key, value in flags.items():
+        if value not in (None, (), []):
+            _set(tree, key, value)
+    _override(tree, overrides)
     for key, value in (fallback or {}).items():
         section, _, name = key.partition(".")
         given_there = tree.get(section, {})
         if not (isinstance(given_there, dict) and name in given_there):
             _set(tree, key, value)
+    return _validated(RunConfig, tree)
+
+
+def read_settings(kind: type[Settings], path: Path, *, overrides: Sequence[str] = ()) -> Settings:
+    """Settings of this kind from a file, overlaid by `key=value`; raises UsageError as `load_config` does."""
+    tree = _read_toml(path)
+    _override(tree, overrides)
+    return _validated(kind, tree)
+
+
+def _override(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    for key, value in map(_split_override, overrides):
+        _set(tree, key, value)
+
+
+def _validated(kind: type[Settings], tree: dict[str, Any]) -> Settings:
     try:
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         raise UsageError(f"the configuration is not valid:\n{_explain(error)}") from None
 
@@ -200,7 +220,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _split_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals or "." not in key:
+    if not equals or not re.fullmatch(r"\s*\w+(\.\w+)*\s*", key):
         raise UsageError(
             f"an override is written section.key=value, as forecast.lead_time_hours=48; got {text!r}"
         )
@@ -211,10 +231,13 @@ def _split_override(text: str) -> tuple[str, Any]:
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    section, _, name = key.partition(".")
-    inside = tree.setdefault(section, {})
-    if not isinstance(inside, dict):
-        raise UsageError(f"[{section}] must be a section of the configuration; got {inside!r}")
+    *sections, name = key.split(".")
+    inside = tree
+    for depth, section in enumerate(sections, start=1):
+        inside = inside.setdefault(section, {})
+        if not isinstance(inside, dict):
+            where = ".".join(sections[:depth])
+            raise UsageError(f"[{where}] must be a section of the configuration; got {inside!r}")
     inside[name] = value
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from time import perf_counter
@@ -69,17 +69,15 @@ def human_duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-class LeadProgress(AbstractContextManager["LeadProgress"]):
-    """Progress over the leads of a forecast: a bar on a terminal, a log line per lead elsewhere."""
+class StepProgress(AbstractContextManager["StepProgress"]):
+    """Progress over steps of any work: a bar on a terminal, elsewhere a log line every `log_seconds` at most."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, log_seconds: float = 20) -> None:
         self._bar: Progress | None = None
         self._bar_wanted = ERR.is_terminal and not quiet
-        self._start = perf_counter()
-        self._first, self._total = 0, 0
-
-    def __enter__(self) -> "LeadProgress":
-        return self
+        self._log_seconds = log_seconds
+        self._start = self._logged = perf_counter()
+        self._first, self._total, self._title = 0, 0, ""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -88,30 +86,58 @@ class LeadProgress(AbstractContextManager["LeadProgress"]):
             self._bar.stop()
 
     def note(self, text: str) -> None:
+        """One line worth knowing."""
         LOG.info(text)
 
-    def begin(self, done: int, total: int) -> None:
-        """Start counting steps; `done` of them lie behind from an earlier run."""
-        self._start, self._first, self._total = perf_counter(), done, total
+    def begin(self, title: str, done: int, total: int) -> None:
+        """Start counting steps of this work; `done` of them lie behind from an earlier run."""
+        self._start, self._logged = perf_counter(), 0.0
+        self._title, self._first, self._total = title, done, total
+        if self._bar:
+            self._bar.stop()
         if self._bar_wanted:
             columns = (
-                "[bold]forecast[/bold]",
+                TextColumn("[bold]{task.description}[/bold]"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[pace]}"),
             )
             self._bar = Progress(*columns, TimeElapsedColumn(), console=ERR)
-            self._bar.add_task("steps", total=total, completed=done, pace="")
+            self._bar.add_task(title, total=total, completed=done, pace="")
             self._bar.start()
 
-    def stepped(self, done: int, lead: timedelta) -> None:
-        """One more step has been computed; `done` in all."""
-        pace = self._pace(done)
+    def stepped(self, done: int, facts: Mapping[str, float]) -> None:
+        """One more step is done, `done` in all; `facts` are shown beside the pace."""
+        pace = ", ".join([*(f"{name} {value:.4g}" for name, value in facts.items()), self._pace(done)])
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=done, pace=pace)
-        else:
-            LOG.info("+%g h (%d of %d steps, %s)", lead / timedelta(hours=1), done, self._total, pace)
+        elif perf_counter() - self._logged > self._log_seconds or done == self._total:
+            self._logged = perf_counter()
+            LOG.info("%s: %d of %d (%s)", self._title, done, self._total, pace)
 
     def _pace(self, done: int) -> str:
         each = (perf_counter() - self._start) / max(1, done - self._first)
-        return f"{human_duration(each)} a step, {human_duration(each * (self._total - done))} to go"
+        return f"{human_duration(each)} each, {human_duration(each * (self._total - done))} to go"
+
+
+class LeadProgress(AbstractContextManager["LeadProgress"]):
+    """Progress over the leads of a forecast: a bar on a terminal, a log line per lead elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._steps = StepProgress(quiet=quiet, log_seconds=0)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._steps.__exit__(kind, error, trace)
+
+    def note(self, text: str) -> None:
+        self._steps.note(text)
+
+    def begin(self, done: int, total: int) -> None:
+        """Start counting steps; `done` of them lie behind from an earlier run."""
+        self._steps.begin("forecast", done, total)
+
+    def stepped(self, done: int, lead: timedelta) -> None:
+        """One more step has been computed; `done` in all."""
+        self._steps.stepped(done, {"+h": lead / timedelta(hours=1)})

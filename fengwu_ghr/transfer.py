@@ -57,15 +57,17 @@ def unfold(tokens: Float[Tensor, "batch tall wide width"]) -> Float[Tensor, "nin
 
 
 class AdaptedLinear(Linear):
-    """W0 x + (alpha / rank) B_s A_s x: a frozen or trained base and one low-rank correction per lead step s.
+    """W0 x + (alpha / rank) B_s A_s x: a frozen or trained base and one low-rank correction per set s of adapters.
 
-    Steps beyond the last set use the last set: a forecast may run longer than any that was trained.
-    Without a step it is the base alone.
+    Each set serves `group` lead steps in a row. Steps beyond the last set use the last set: a forecast may run
+    longer than any that was trained. Without a step it is the base alone.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, rank: int, steps: int, alpha: float) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, rank: int, steps: int, alpha: float, group: int = 1
+    ) -> None:
         super().__init__(inputs, outputs)
-        self.gain = alpha / rank
+        self.gain, self.group = alpha / rank, group
         self.lora_a = nn.Parameter(torch.empty(steps, rank, inputs))
         self.lora_b = nn.Parameter(torch.empty(steps, outputs, rank))
 
@@ -80,10 +82,10 @@ class AdaptedLinear(Linear):
         return torch.addmm(base.flatten(0, -2), narrow, up.T, alpha=self.gain).view_as(base)
 
     def adapter(self, step: int) -> tuple[Float[Tensor, "rank inputs"], Float[Tensor, "outputs rank"]]:
-        """(A_s, B_s) of this lead step, counted from 0."""
+        """(A_s, B_s) of the set that serves this lead step; lead steps count from 0."""
         if step < 0:
             raise ValueError(f"lead steps count from 0; got {step}")
-        index = min(step, self.lora_a.shape[0] - 1)
+        index = min(step // self.group, self.lora_a.shape[0] - 1)
         return self.lora_a[index], self.lora_b[index]
 
 
@@ -306,6 +308,7 @@ def _linear_factory(architecture: Architecture) -> LinearFactory:
         rank=architecture.lora_rank,
         steps=architecture.lora_steps,
         alpha=architecture.lora_alpha,
+        group=architecture.lora_group,
     )
 
 

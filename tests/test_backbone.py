@@ -268,6 +268,7 @@ def test_a_res_block_counts_as_a_block() -> None:
         ({"res_after": (3, 4)}, "rising block numbers in res_after"),
         ({"res_after": (2, 1)}, "rising block numbers in res_after"),
         ({"lora_rank": 0}, "a positive lora_rank where there are lora_steps"),
+        ({"lora_group": 0}, "one or more lead steps per set of adapters"),
         ({"history": 3}, "a history of 1 or 2"),
     ],
 )

@@ -268,6 +268,11 @@ def test_a_card_is_read_strictly(folder: Path, pattern: str, replacement: str, m
         Checkpoint.open(folder)
 
 
+def test_a_card_from_before_adapters_were_grouped_means_one_lead_step_a_set(folder: Path) -> None:
+    rewrite(folder, lambda text: text.replace("lora_group = 1\n", ""))
+    assert load_model(Checkpoint.open(folder)).architecture.lora_group == 1
+
+
 def test_a_folder_without_a_card_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a model is a folder with a model\.toml"):
         Checkpoint.open(tmp_path)

@@ -325,10 +325,13 @@ def test_the_phase_of_a_token_is_its_subfield() -> None:
 # Adapters
 
 
-@pytest.mark.parametrize(("step", "used"), [(0, 0), (1, 1), (2, 2), (3, 2), (59, 2)])
-def test_adapters_of_a_step_are_merged_weights(step: int, used: int) -> None:
+@pytest.mark.parametrize(
+    ("group", "step", "used"),
+    [(1, 0, 0), (1, 1, 1), (1, 2, 2), (1, 3, 2), (1, 59, 2), (4, 3, 0), (4, 4, 1), (4, 11, 2), (4, 12, 2)],
+)
+def test_adapters_of_a_step_are_merged_weights(group: int, step: int, used: int) -> None:
     """W_s = W0 + (alpha / r) B_s A_s on qkv, proj, fc1, fc2; steps beyond the last set use the last."""
-    model = awake(lora_alpha=3.0)
+    model = awake(lora_alpha=3.0, lora_group=group)
     merged = TransferModel(small(lora_steps=0, lora_alpha=3.0))
     weights = model.state_dict()
     adapted = [name.removesuffix(".lora_a") for name in weights if name.endswith(".lora_a")]

@@ -1,0 +1,305 @@
+"""Downscaling: a network that makes a coarse state fine, at the same time. A baseline for the transferred model.
+
+What the coarse backbone forecasts can be made fine without stepping in time: by interpolation, by adding the detail
+that is always there, and by a convolutional network that adds the detail which the weather makes. A transfer that
+does not beat the last has only learned to downscale.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fengwu_ghr.config import Section
+from fengwu_ghr.durable import replace_file, writing
+from fengwu_ghr.errors import UsageError
+from fengwu_ghr.grid import NetworkGrid
+from fengwu_ghr.initialise import initialise
+from fengwu_ghr.normalise import Normalisation
+from fengwu_ghr.regrid import NetworkMap
+from fengwu_ghr.training.dataset import CoarseSamples, FineSamples, Samples, Window, draw
+from fengwu_ghr.training.fine import evenly_spaced
+from fengwu_ghr.training.loop import Progress, Ranks, Task, TrainSettings, run_loop
+from fengwu_ghr.training.losses import LossSettings, LossWeights, weighted_mse
+from fengwu_ghr.training.pretrain import SCORED, describe_world, identity_of
+from fengwu_ghr.training.world import Series, World
+from fengwu_ghr.transfer import SUBFIELDS, recombine
+from fengwu_ghr.variables import ChannelSet, Variable
+
+WEIGHTS = "downscaling.safetensors"
+
+
+class DownscaleSettings(Section):
+    """The size of the network, and how it is trained; by default it is as large as two RES blocks of width 256."""
+
+    width: int = Field(192, gt=0)
+    """Features at each point of the backbone grid."""
+    blocks: int = Field(2, ge=0)
+    """Residual blocks of two convolutions."""
+    detail_states: int = Field(400, gt=0)
+    """Training states, evenly spaced, whose mean detail is taken for the climatological one."""
+    validation_states: int = Field(12, gt=0)
+    """Validation states, evenly spaced, that are made fine at each validation."""
+    loss: LossSettings = LossSettings()
+    """The weights of channels."""
+    train: TrainSettings = TrainSettings()
+    """How to optimise; its seed fixes the weights before training too."""
+
+
+class Refiner(nn.Module):
+    """What to add to an interpolated state: convolutions on the backbone grid, nine fine points from each coarse one.
+
+    Sub-pixel convolution, Shi et al. (2016), "Real-time single image and video super-resolution using an efficient
+    sub-pixel convolutional neural network": interpolated fields hold nothing that the coarse ones do not. Every
+    place has features of its own, learned; the last layer starts at zero.
+    """
+
+    def __init__(
+        self, channels: int, shape: tuple[int, int], *, width: int, blocks: int, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, width, 3)
+        self.place = nn.Parameter(torch.zeros(width, *shape))
+        self.blocks = nn.ModuleList(Residual(width) for _ in range(blocks))
+        self.last = nn.Conv2d(width, SUBFIELDS * channels, 3)
+        initialise(self, seed=seed)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(
+        self, coarse: Float[Tensor, "batch channel lat lon"]
+    ) -> Float[Tensor, "batch channel row column"]:
+        """Normalised coarse states in, additions to the normalised states of the network grid out."""
+        features = self.first(around_the_sphere(coarse)) + self.place
+        for block in self.blocks:
+            features = block(features)
+        nine = self.last(around_the_sphere(F.silu(features)))
+        return recombine(nine.reshape(-1, *coarse.shape[1:]))
+
+
+class Residual(nn.Module):
+    """Features, and what two 3 x 3 convolutions make of them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3), nn.Conv2d(width, width, 3)
+
+    def forward(self, features: Float[Tensor, "batch width lat lon"]) -> Float[Tensor, "batch width lat lon"]:
+        inside = self.conv1(around_the_sphere(F.silu(features)))
+        return features + self.conv2(around_the_sphere(F.silu(inside)))
+
+
+def around_the_sphere(
+    fields: Float[Tensor, "batch channel lat lon"],
+) -> Float[Tensor, "batch channel more_lat more_lon"]:
+    """One more row and column on every side of a grid with both poles: over the poles, and around the circle."""
+    half, last = fields.shape[3] // 2, fields.shape[2] - 1
+    north, south = (fields[:, :, row : row + 1].roll(half, dims=3) for row in (1, last - 1))
+    return F.pad(torch.cat([north, fields, south], dim=2), (1, 1, 0, 0), mode="circular")
+
+
+class Interpolation:
+    """Coarse states on the network grid: cubic interpolation of physical values, kept to the variables' bounds."""
+
+    def __init__(self, scale: int, channels: ChannelSet) -> None:
+        self.map, self._channels = NetworkMap(NetworkGrid(scale)), channels.channels
+
+    def __call__(
+        self, coarse: Float32[np.ndarray, "channel lat lon"]
+    ) -> Float32[np.ndarray, "channel row column"]:
+        """The fields of the backbone grid on the network grid."""
+        network = self.map.network
+        state = np.empty((len(coarse), *network.shape), np.float32)
+        for row, (field, channel) in enumerate(zip(coarse, self._channels)):
+            what = channel.definition
+            state[row] = self.map.from_source(
+                field, network.backbone, is_vector=what.is_vector, smooth=what.is_smooth
+            )
+            _keep_to_bounds(state[row], what)
+        return state
+
+    def to_product(
+        self, state: Float32[np.ndarray, "channel row column"]
+    ) -> Float32[np.ndarray, "channel lat lon"]:
+        """The fields of the network grid on the product grid."""
+        product = np.empty((len(state), *self.map.network.product.shape), np.float32)
+        for row, (field, channel) in enumerate(zip(state, self._channels)):
+            what = channel.definition
+            product[row] = self.map.to_product(field, is_vector=what.is_vector, smooth=what.is_smooth)
+            _keep_to_bounds(product[row], what)
+        return product
+
+
+class InterpolatedSamples(Samples):
+    """The coarse states of a world, interpolated to the network grid whenever they are drawn."""
+
+    def __init__(self, world: World, split: str, interpolation: Interpolation) -> None:
+        self._interpolation = interpolation
+        super().__init__(world, split, shape=interpolation.map.network.shape, in_memory=0)
+
+    def read(self, series: Series, index: int) -> Float32[np.ndarray, "channel row column"]:
+        return self._interpolation(series.coarse(index))
+
+
+@dataclass(frozen=True, eq=False)
+class Downscaling:
+    """A refiner and what it stands on: interpolation, and the climatological detail (normalised)."""
+
+    refiner: Refiner
+    detail: Float32[Tensor, "channel row column"]
+    interpolation: Interpolation
+    normalisation: Normalisation
+
+    def apply(
+        self, coarse: Float32[np.ndarray, "channel lat lon"], *, refined: bool = True
+    ) -> Float32[np.ndarray, "channel fine_lat fine_lon"]:
+        """The fine state on the product grid of a coarse one, physical values within the variables' bounds.
+
+        Without `refined`: interpolation and the climatological detail alone.
+        """
+        state = self.normalisation.normalise(self.interpolation(coarse)) + self.detail.numpy()
+        if refined:
+            inputs = torch.from_numpy(self.normalisation.normalise(coarse))[None]
+            with torch.inference_mode():
+                state += self.refiner(inputs)[0].numpy()
+        return self.interpolation.to_product(self.normalisation.denormalise(state, out=state))
+
+    @classmethod
+    def load(cls, folder: Path, world: World) -> "Downscaling":
+        """What `train_downscaling` left in this folder, of this world. Raises UsageError where it is not that."""
+        path = folder / WEIGHTS
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{path} holds no trained downscaling ({error}); train it first") from error
+        settings = DownscaleSettings.model_validate_json(about["settings"])
+        if about["identity"] != identity_of(world, settings):
+            raise UsageError(f"{path} was trained on another world than {world.folder}; train it on this one")
+        refiner = _refiner(world, settings)
+        detail = tensors.pop("detail")
+        refiner.load_state_dict(tensors)
+        return cls(refiner.eval(), detail, *_ground(world))
+
+
+def train_downscaling(
+    world: World, settings: DownscaleSettings, folder: Path, progress: Progress
+) -> Downscaling:
+    """The trained downscaling, kept in `folder` for `Downscaling.load`; a stopped run goes on, a finished one stays.
+
+    `folder`/phase-1 holds state, log and curves. Raises the errors of `run_loop` and of the samples; UsageError
+    where the folder holds a downscaling of other settings or another world.
+    """
+    path, identity = folder / WEIGHTS, identity_of(world, settings)
+    if path.exists():
+        _check_same(path, identity)
+        progress.note(f"{path} is trained already")
+        return Downscaling.load(folder, world)
+    task = DownscaleTask(world, settings)
+    run_loop(task, settings.train, folder / "phase-1", progress)
+    refiner = task.refiner.cpu()
+    if Ranks.join(settings.train.device).leads:
+        about = {"settings": settings.model_dump_json(), "identity": identity}
+        with writing(path):
+            replace_file(path, save({"detail": task.detail, **refiner.state_dict()}, about))
+    return Downscaling(refiner, task.detail, *_ground(world))
+
+
+class DownscaleTask(Task):
+    """From coarse to fine analyses of the same time."""
+
+    def __init__(self, world: World, settings: DownscaleSettings) -> None:
+        self._world, self._settings = world, settings
+        self.model = self.refiner = _refiner(world, settings)
+        self._train, self._validation = Pairs(world, "train"), Pairs(world, "validation")
+        self.detail = self._train.mean_detail(evenly_spaced(self._train.windows, settings.detail_states))
+        self._weights = LossWeights.of(
+            world.channels, world.statistics, NetworkGrid(world.scale), settings.loss
+        )
+
+    def loss(self, numbers: range) -> Float[Tensor, ""]:
+        windows, stream = self._train.windows, (self._settings.train.seed,)
+        chosen = [windows[draw(number, count=len(windows), stream=stream)] for number in numbers]
+        device = self.refiner.place.device
+        coarse, missing = (t.to(device) for t in self._train.batch(chosen, self.detail))
+        return weighted_mse(self.refiner(coarse), missing, self._weights.to(device))
+
+    def validate(self) -> dict[str, float]:
+        """Area-weighted RMSE in physical units, and beside it that of interpolation and detail alone."""
+        windows = evenly_spaced(self._validation.windows, self._settings.validation_states)
+        coarse, missing = self._validation.batch(windows, self.detail)
+        added = self.refiner(coarse.to(self.refiner.place.device)).float().cpu()
+        refined, plain = self._rmse(added - missing), self._rmse(missing)
+        return refined | {f"{name} detail alone": value for name, value in plain.items()}
+
+    def describe(self) -> dict[str, Any]:
+        settings = self._settings.model_dump(mode="json", exclude={"train"})
+        return settings | {"world": describe_world(self._world)}
+
+    def _rmse(self, errors: Float32[Tensor, "batch channel row column"]) -> dict[str, float]:
+        channels = [self._world.channels.index(name) for name in SCORED]
+        std = self._world.statistics.normalisation.std[channels]
+        by_row = errors[:, channels].square().mean(dim=(0, 3))
+        rmse = (by_row @ self._weights.rows / self._weights.rows.numel()).sqrt()
+        return dict(zip(SCORED, (std * rmse.numpy()).tolist()))
+
+
+class Pairs:
+    """Coarse and fine states of the same times of one split."""
+
+    def __init__(self, world: World, split: str) -> None:
+        self._coarse = CoarseSamples(world, split, in_memory=0)
+        self._interpolated = InterpolatedSamples(world, split, Interpolation(world.scale, world.channels))
+        self._fine = FineSamples(world, split, in_memory=0)
+        self.windows = self._fine.windows(1)
+
+    def batch(
+        self, windows: Sequence[Window], detail: Float32[Tensor, "channel row column"]
+    ) -> tuple[Float32[Tensor, "batch channel lat lon"], Float32[Tensor, "batch channel row column"]]:
+        """Coarse states, and what interpolation and detail lack of the fine ones; all normalised."""
+        coarse = np.stack([self._coarse.state(*window) for window in windows])
+        missing = np.stack([self._missing(window) for window in windows])
+        return torch.from_numpy(coarse), torch.from_numpy(missing) - detail
+
+    def mean_detail(self, windows: Sequence[Window]) -> Float32[Tensor, "channel row column"]:
+        """The mean over these times of what interpolation lacks of the fine state."""
+        total = np.zeros((len(self._fine.world.channels), *self._fine.shape))
+        for window in windows:
+            total += self._missing(window)
+        return torch.from_numpy((total / len(windows)).astype(np.float32))
+
+    def _missing(self, window: Window) -> Float32[np.ndarray, "channel row column"]:
+        return self._fine.state(*window) - self._interpolated.state(*window)
+
+
+def _check_same(path: Path, identity: str) -> None:
+    with safe_open(path, framework="pt") as file:
+        found = file.metadata()["identity"]
+    if found != identity:
+        raise UsageError(
+            f"{path} was trained with other settings or on another world (identity {found[:12]}, this run has "
+            f"{identity[:12]}); choose another folder, or remove it"
+        )
+
+
+def _refiner(world: World, settings: DownscaleSettings) -> Refiner:
+    shape, seed = NetworkGrid(world.scale).backbone.shape, settings.train.seed
+    return Refiner(len(world.channels), shape, width=settings.width, blocks=settings.blocks, seed=seed)
+
+
+def _ground(world: World) -> tuple[Interpolation, Normalisation]:
+    return Interpolation(world.scale, world.channels), world.statistics.normalisation
+
+
+def _keep_to_bounds(field: Float32[np.ndarray, "row column"], what: Variable) -> None:
+    if what.minimum is not None or what.maximum is not None:
+        np.clip(field, what.minimum, what.maximum, out=field)

@@ -1,0 +1,272 @@
+"""Evidence: every source forecasts the same held-out dates, and its sums are kept date by date.
+
+A source is scored in worker processes, one date at a time; what is in the tables is not computed again. The tables of
+a source: all points and leads; above ground, where channels go below it; spectra and coherence at some leads; the
+same leads after truncation to what the backbone's grid can hold.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Bool, Float32
+from pydantic import Field
+
+from fengwu_ghr.config import Section
+from fengwu_ghr.durable import make_folder
+from fengwu_ghr.errors import InputError
+from fengwu_ghr.training.loop import Progress
+from fengwu_ghr.training.normals import Normals
+from fengwu_ghr.training.reference import restart_indices
+from fengwu_ghr.training.sources import InitialDate, Source
+from fengwu_ghr.training.specs import SourceSpec
+from fengwu_ghr.training.tables import HEADLINE, Tables
+from fengwu_ghr.training.world import STEP, World, save_array
+from fengwu_ghr.verify.spectra import spectral_sums, truncate
+from fengwu_ghr.verify.statistics import Sums, state_sums
+
+Result = TypeVar("Result")
+
+
+class EvidenceSettings(Section):
+    """`[evidence]`: on which dates, how far, against what."""
+
+    dates: int = Field(60, gt=0)
+    """Initial times of the test series; fewer where the series are short."""
+    spacing_days: int = Field(3, gt=0)
+    """The least distance between initial times."""
+    lead_steps: int = Field(40, gt=0)
+    """Steps of six hours."""
+    spectra_steps: tuple[int, ...] = (4, 20, 40)
+    """Lead steps of spectra, coherence and truncated scores."""
+    truncation: int = Field(36, gt=0)
+    """The total wavenumber to which fields are truncated for the second score."""
+    harmonics: int = Field(2, ge=0)
+    """Annual harmonics of the climatology."""
+    baseline_truncation: int | None = 42
+    """Spectral truncation of the numerical baseline; none without."""
+    bias_dates: int = Field(20, gt=0)
+    """Training dates from which the baseline's bias is taken."""
+    twin_dates: int = Field(10, ge=0)
+    """Test dates of the twin of the truth."""
+    workers: int = Field(2, gt=0)
+    """Processes, one thread each."""
+
+
+@dataclass(frozen=True)
+class ScoredDate:
+    """The sums of one forecast, by kind of table and lead step."""
+
+    date: InitialDate
+    sums: dict[str, dict[int, Sums]]
+
+
+def initial_dates(
+    world: World, settings: EvidenceSettings, *, split: str = "test", count: int | None = None
+) -> list[InitialDate]:
+    """Initial times with a restart and a truth at every lead, `spacing_days` or more apart.
+
+    Evenly thinned to `count`. Raises InputError where there is none.
+    """
+    found: list[InitialDate] = []
+    for number, series in enumerate(world.series(split)):
+        last = None
+        for index in restart_indices(world, series):
+            fits = index + settings.lead_steps < len(series)
+            if fits and (last is None or (index - last) * STEP >= timedelta(days=settings.spacing_days)):
+                found.append(InitialDate(split, number, index))
+                last = index
+    if not found:
+        raise InputError(
+            f"no {split} series of the world in {world.folder} has a restart with {settings.lead_steps} steps of "
+            "truth behind it; simulate longer segments or ask for fewer lead_steps"
+        )
+    wanted = min(count or settings.dates, len(found))
+    return [found[i * len(found) // wanted] for i in range(wanted)]
+
+
+def above_ground(world: World, normals: Normals) -> dict[str, Bool[np.ndarray, "lat lon"]]:
+    """By channel on a level that meets the ground somewhere: where its mean height is above the orography."""
+    mean = normals.fine.coefficients[0]
+    names, masks = world.channels.names, {}
+    for name, channel in zip(names, world.channels.channels):
+        if channel.level is not None:
+            above = mean[names.index(f"z{channel.level}")] > world.orography
+            if not above.all():
+                masks[name] = above
+    return masks
+
+
+def score(
+    world: World,
+    specs: Sequence[SourceSpec],
+    settings: EvidenceSettings,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Tables]:
+    """The tables of every source, complete, in folder/NAME; raises InputError where climatology saw a test date."""
+    normals = Normals.of(world, folder, harmonics=settings.harmonics, progress=lambda done, total: None)
+    _check_independent(world, normals, settings)
+    ground = above_ground(world, normals)
+    return {spec.name: _score_source(world, spec, settings, folder, list(ground), progress) for spec in specs}
+
+
+def _score_source(
+    world: World,
+    spec: SourceSpec,
+    settings: EvidenceSettings,
+    folder: Path,
+    ground: Sequence[str],
+    progress: Progress,
+) -> Tables:
+    own = folder / spec.name
+    make_folder(own)
+    tables = Tables.load(own, ground, world)
+    dates = initial_dates(world, settings, count=spec.dates)
+    done = {(member, start) for member, start in tables.everywhere.starts}
+    missing = [date for date in dates if _key(world, date) not in done]
+    progress.begin(spec.name, len(dates) - len(missing), len(dates))
+    job = _Job(world.folder, spec, settings, folder)
+    for count, scored in enumerate(_map(job, missing, settings.workers), start=len(dates) - len(missing) + 1):
+        _add(world, tables, scored)
+        tables.save(own)
+        progress.stepped(count, {})
+    return tables
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker must know to score dates of one source."""
+
+    world: Path
+    spec: SourceSpec
+    settings: EvidenceSettings
+    folder: Path
+
+    def __call__(self, date: InitialDate) -> ScoredDate:
+        world, source, normals, ground = _prepared(self)
+        truth = world.series(date.split)[date.series]
+        headline = [world.channels.names.index(name) for name in HEADLINE]
+        sums: dict[str, dict[int, Sums]] = {kind: {} for kind in Tables.KINDS}
+        areas = world.fine_grid.cell_areas()
+        for step, forecast in enumerate(source.states(date, self.settings.lead_steps), start=1):
+            real = np.asarray(truth.fine(date.index + step))
+            normal = normals.fine.at(source.valid_time(date, step))
+            sums["everywhere"][step] = state_sums(forecast, real, normal, areas=areas)
+            if ground:
+                rows = [world.channels.names.index(name) for name in ground]
+                sums["above_ground"][step] = state_sums(
+                    forecast[rows],
+                    real[rows],
+                    normal[rows],
+                    areas=areas,
+                    points=np.stack(list(ground.values())),
+                )
+            if step in self.settings.spectra_steps:
+                pair = forecast[headline], real[headline]
+                sums["spectra"][step] = spectral_sums(*pair, world.fine_grid)
+                cut = (
+                    truncate(fields, world.fine_grid, wavenumber=self.settings.truncation)
+                    for fields in (*pair, normal[headline])
+                )
+                sums["truncated"][step] = state_sums(*cut, areas=areas)
+        return ScoredDate(date, sums)
+
+
+@lru_cache(maxsize=1)
+def _prepared(job: _Job) -> tuple[World, Source, Normals, dict[str, np.ndarray]]:
+    world = World.open(job.world)
+    normals = Normals.of(
+        world, job.folder, harmonics=job.settings.harmonics, progress=lambda done, total: None
+    )
+    return world, job.spec.make(world, normals), normals, above_ground(world, normals)
+
+
+def baseline_bias(
+    world: World, spec: SourceSpec, settings: EvidenceSettings, folder: Path, progress: Progress
+) -> Path:
+    """The numerical baseline's mean error by lead step, on training dates, as .npy (step, channel, lat, lon)."""
+    path = folder / f"bias-{spec.name}.npy"
+    if path.exists():
+        return path
+    dates = initial_dates(world, settings, split="train", count=settings.bias_dates)
+    progress.begin(f"bias of {spec.name}", 0, len(dates))
+    total: Float32[np.ndarray, "step channel lat lon"] | None = None
+    job = _BiasJob(world.folder, spec, settings.lead_steps)
+    for count, errors in enumerate(_map(job, dates, settings.workers), start=1):
+        total = errors if total is None else np.add(total, errors, out=total)
+        progress.stepped(count, {})
+    assert total is not None
+    save_array(path, total / np.float32(len(dates)))
+    return path
+
+
+@dataclass(frozen=True)
+class _BiasJob:
+    world: Path
+    spec: SourceSpec
+    lead_steps: int
+
+    def __call__(self, date: InitialDate) -> Float32[np.ndarray, "step channel lat lon"]:
+        world, source = _prepared_reference(self)
+        truth = world.series(date.split)[date.series]
+        states = enumerate(source.states(date, self.lead_steps), start=1)
+        return np.stack([state - truth.fine(date.index + step) for step, state in states])
+
+
+@lru_cache(maxsize=1)
+def _prepared_reference(job: _BiasJob) -> tuple[World, Source]:
+    world = World.open(job.world)
+    return world, replace(job.spec, bias=None).make(world, None)
+
+
+def _map(
+    job: Callable[[InitialDate], Result], dates: Sequence[InitialDate], workers: int
+) -> Iterator[Result]:
+    """The results of the dates, in their order; in this process where one worker is enough."""
+    if workers == 1:
+        yield from map(job, dates)
+        return
+    context = multiprocessing.get_context("spawn")
+    # A worker keeps its source from date to date: models are loaded, and simulators compiled, once.
+    with ProcessPoolExecutor(min(workers, max(1, len(dates))), context, _start_worker) as pool:
+        try:
+            yield from pool.map(job, dates)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker() -> None:
+    """One core each: libraries read these before they are loaded."""
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _check_independent(world: World, normals: Normals, settings: EvidenceSettings) -> None:
+    for date in initial_dates(world, settings):
+        series = world.series(date.split)[date.series]
+        valid = series.times[date.index : date.index + settings.lead_steps + 1]
+        normals.fine.check_independent(valid, member=series.member)
+
+
+def _key(world: World, date: InitialDate) -> tuple[int, object]:
+    series = world.series(date.split)[date.series]
+    return series.member, series.times[date.index]
+
+
+def _add(world: World, tables: Tables, scored: ScoredDate) -> None:
+    series = world.series(scored.date.split)[scored.date.series]
+    begun = series.times[scored.date.index]
+    for kind, by_step in scored.sums.items():
+        for step, sums in by_step.items():
+            getattr(tables, kind).add(begun, STEP * step, sums, member=series.member)

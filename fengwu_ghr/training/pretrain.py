@@ -1,0 +1,323 @@
+"""Pretraining: a backbone learns the 6-hour tendency of coarse states, then to be rolled out.
+
+While it is trained the decoder gives the tendency over its own standard deviation, so that every channel has numbers
+and gradients of the same size. The deconvolution is linear and has no bias: multiplied channel by channel by these
+standard deviations when training ends, it gives the plain tendency, and the checkpoint is an ordinary backbone.
+Channels that the world does not resolve have a factor of zero: they persist.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from fengwu_ghr import checkpoint
+from fengwu_ghr.backbone import Architecture, Backbone, architecture
+from fengwu_ghr.config import Section
+from fengwu_ghr.errors import InputError, UsageError
+from fengwu_ghr.grid import backbone_grid
+from fengwu_ghr.initialise import build
+from fengwu_ghr.model_card import CARD, ModelCard, Statistics, read_card
+from fengwu_ghr.training.dataset import Coarsening, Samples, backbone_samples, draw, noise_generator
+from fengwu_ghr.training.loop import Progress, Ranks, Task, TrainSettings, run_loop
+from fengwu_ghr.training.losses import LossSettings, LossWeights, mean_one_rows, weighted_mse
+from fengwu_ghr.training.record import last_validation
+from fengwu_ghr.training.world import World, WorldStatistics
+
+SCORED = ("z500", "t850", "2t", "u850")
+SCORED_STEPS = (1, 4, 12, 20)
+"""Lead steps of validation: 6, 24, 72 and 120 hours."""
+
+STEP_HOURS = 6
+
+
+class BackboneSettings(Section):
+    """The shape of the network."""
+
+    size: str = "ghr-small"
+    """A named size; what is given below takes the place of its own."""
+    width: int | None = None
+    """Numbers per token."""
+    depth: int | None = None
+    """Blocks of the trunk; every fourth is global."""
+    heads: int | None = None
+    """Attention heads; they divide the width."""
+    decoder_width: int | None = None
+    """Numbers per token that the decoder spreads over the grid."""
+
+    def architecture(self, scale: int, channels: int) -> Architecture:
+        """A backbone alone: no RES blocks, no adapters. Raises ValueError where the parts do not fit."""
+        given = self.model_dump(exclude={"size"}, exclude_none=True)
+        return architecture(self.size, scale=scale, channels=channels, lora_steps=0, res_after=(), **given)
+
+
+class Phase(Section):
+    """One run of the optimiser; what is not given is as in `train`."""
+
+    rollout_steps: int = Field(1, gt=0)
+    """Steps that the model is rolled out and differentiated through; the loss is their mean."""
+    samples: int | None = Field(None, gt=0)
+    """Samples to learn from."""
+    batch: int | None = Field(None, gt=0)
+    """Samples in a step."""
+    learning_rate: float | None = Field(None, gt=0)
+    """The peak."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps over which the learning rate rises."""
+
+    def settings(self, train: TrainSettings) -> TrainSettings:
+        changes = self.model_dump(exclude={"rollout_steps"}, exclude_none=True)
+        return TrainSettings.model_validate(train.model_dump() | changes)
+
+
+class PretrainSettings(Section):
+    """All that decides what a pretrained backbone becomes, beside the world it sees."""
+
+    name: str = Field("ghr-backbone", min_length=1)
+    """The name in the model card."""
+    description: str = "A backbone pretrained on a simulated world: for experiments, not for the weather."
+    """The sentence in the model card."""
+    licence: str = "CC-BY-4.0"
+    """Of the weights."""
+    seed: int = Field(0, ge=0)
+    """Fixes the weights before training, the order of the samples and the noise."""
+    backbone: BackboneSettings = BackboneSettings()
+    """The network."""
+    coarsening: Coarsening = "area"
+    """How coarse states come from fine ones; `strided` is an ablation, it has seen the fine data."""
+    noise: float = Field(0.1, ge=0)
+    """Std of white noise on the state a sample starts from, over that of the tendency."""
+    loss: LossSettings = LossSettings()
+    """The weights of channels."""
+    train: TrainSettings = TrainSettings()
+    """How to optimise."""
+    phases: tuple[Phase, ...] = Field((Phase(),), min_length=1)
+    """One step first; then, at small rates, rollouts of a few."""
+    validation_windows: int = Field(16, gt=0)
+    """Initial times of the validation series, evenly spread, from which forecasts are scored."""
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> "PretrainSettings":
+        for phase in self.phases:
+            phase.settings(self.train)
+        return self
+
+
+def pretrain(world: World, settings: PretrainSettings, folder: Path, progress: Progress) -> Path:
+    """The folder of the trained checkpoint, `folder`/model; a stopped run goes on, a finished one is left alone.
+
+    `folder`/phase-1, phase-2 ... hold state, log and curves of each phase. Raises the errors of `run_loop` and of
+    the samples; UsageError where the folder holds a model of other settings or another world.
+    """
+    target, identity = folder / "model", identity_of(world, settings)
+    if (target / CARD).exists():
+        _check_same(target, identity)
+        progress.note(f"{target} is trained already")
+        return target
+    model = build(_architecture(world, settings), seed=settings.seed)
+    train, validation = (
+        backbone_samples(world, split, coarsening=settings.coarsening) for split in ("train", "validation")
+    )
+    for number, phase in enumerate(settings.phases, start=1):
+        task = PretrainTask(model.backbone, train, validation, settings=settings, phase=number)
+        run_loop(task, phase.settings(settings.train), folder / f"phase-{number}", progress)
+    model.cpu()
+    scale_output(model.backbone, output_scale(world.statistics, world.channels.names))
+    if Ranks.join(settings.train.device).leads:
+        scores = last_validation(folder / f"phase-{len(settings.phases)}")
+        card = _card(world, settings, model.architecture, identity=identity, scores=scores)
+        checkpoint.save(target, model, card=card)
+    return target
+
+
+class PretrainTask(Task):
+    """One phase of pretraining: rollouts of `rollout_steps` from noisy states against the states that followed."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        train: Samples,
+        validation: Samples,
+        *,
+        settings: PretrainSettings,
+        phase: int,
+    ) -> None:
+        world = train.world
+        self.model = self.backbone = backbone
+        self._train, self._settings = train, settings
+        self._stream = (settings.seed, phase)
+        self._length = settings.phases[phase - 1].rollout_steps + 1
+        if train.count(self._length) == 0:
+            raise InputError(
+                f"rollouts of {self._length - 1} steps need series of {self._length} states; the longest training "
+                f"series in {world.folder} has {max(map(len, train.series))}"
+            )
+        self._weights = LossWeights.of(
+            world.channels, world.statistics, backbone_grid(world.scale), settings.loss
+        )
+        self._scale = output_scale(world.statistics, world.channels.names)
+        self._scores = Scores(validation, windows=settings.validation_windows)
+
+    def loss(self, numbers: range) -> Float[Tensor, ""]:
+        device = self.backbone.position.device
+        scale, weights = self._scale.to(device), self._weights.to(device)
+        states = torch.stack([self._sample(number) for number in numbers]).to(device)
+        state = states[:, 0] + self._settings.noise * scale * self._noise(numbers, states[0, 0])
+        losses = []
+        for truth in states.unbind(dim=1)[1:]:
+            state = scaled_step(self.backbone, state, scale)
+            losses.append(weighted_mse(state, truth, weights))
+        return torch.stack(losses).mean()
+
+    def validate(self) -> dict[str, float]:
+        return self._scores.of(self.backbone, self._scale)
+
+    def describe(self) -> dict[str, Any]:
+        """The settings but for those of other phases; the world by its training states and statistics."""
+        about = self._settings.model_dump(
+            mode="json", include={"seed", "backbone", "coarsening", "noise", "loss", "validation_windows"}
+        )
+        return about | {"rollout_steps": self._length - 1, "world": describe_world(self._train.world)}
+
+    def _sample(self, number: int) -> Float32[Tensor, "time channel row column"]:
+        count = self._train.count(self._length)
+        return self._train.sample(draw(number, count=count, stream=self._stream), self._length)
+
+    def _noise(
+        self, numbers: range, like: Float32[Tensor, "channel row column"]
+    ) -> Float32[Tensor, "batch channel row column"]:
+        generators = (noise_generator(n, stream=self._stream, device=like.device) for n in numbers)
+        return torch.stack([torch.randn(like.shape, generator=g, device=like.device) for g in generators])
+
+
+def scaled_step(
+    backbone: Backbone,
+    states: Float32[Tensor, "batch channel lat lon"],
+    scale: Float32[Tensor, "channel 1 1"],
+) -> Float32[Tensor, "batch channel lat lon"]:
+    """The next states, of a backbone in training: its decoder gives the tendency over `scale`."""
+    tokens = backbone.run(backbone.embed(states), range(len(backbone.blocks)), None)
+    return states + scale * backbone.decoder(tokens)
+
+
+def output_scale(statistics: WorldStatistics, names: Sequence[str]) -> Float32[Tensor, "channel 1 1"]:
+    """The std of the tendency by channel, normalised values; zero for channels that persist."""
+    std = np.where(np.isin(names, statistics.persisted), 0, statistics.tendency_std)
+    return torch.from_numpy(std.astype(np.float32))[:, None, None]
+
+
+@torch.no_grad()
+def scale_output(backbone: Backbone, factor: Float32[Tensor, "channel 1 1"]) -> None:
+    """What the decoder gives is multiplied by these factors: they are in its weights from now on."""
+    backbone.decoder.deconvolution.weight.mul_(factor)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Area-weighted RMSE in physical units of forecasts from some windows of the validation series."""
+
+    samples: Samples
+    windows: int
+
+    def of(self, backbone: Backbone, scale: Float32[Tensor, "channel 1 1"]) -> dict[str, float]:
+        """By channel and lead, as `z500 24 h`, persistence beside it; leads as far as the series reach."""
+        steps = [step for step in SCORED_STEPS if self.samples.count(step + 1)]
+        if not steps:
+            raise InputError(f"validation needs series of two states or more in {self.samples.world.folder}")
+        device, length = backbone.position.device, steps[-1] + 1
+        count = self.samples.count(length)
+        chosen = np.unique(np.linspace(0, count - 1, min(self.windows, count)).astype(int))
+        states = torch.stack([self.samples.sample(int(index), length) for index in chosen])
+        forecast, found = states[:, 0].to(device), {}
+        for step in range(1, length):
+            forecast = scaled_step(backbone, forecast, scale.to(device))
+            if step in steps:
+                hours = step * STEP_HOURS
+                for name, value in self._rmse(forecast.cpu(), states[:, step]):
+                    found[f"{name} {hours} h"] = value
+                for name, value in self._rmse(states[:, 0], states[:, step]):
+                    found[f"{name} {hours} h persistence"] = value
+        return found
+
+    def _rmse(
+        self,
+        forecast: Float32[Tensor, "window channel row column"],
+        truth: Float32[Tensor, "window channel row column"],
+    ) -> Iterator[tuple[str, float]]:
+        world = self.samples.world
+        rows = torch.from_numpy(mean_one_rows(backbone_grid(world.scale))).float()
+        for name in SCORED:
+            channel = world.channels.index(name)
+            squares = (forecast[:, channel] - truth[:, channel]).square().mean(dim=(0, 2))
+            std = float(world.statistics.normalisation.std[channel])
+            yield name, std * float((squares * rows).mean().sqrt())
+
+
+def describe_world(world: World) -> dict[str, Any]:
+    """What of a world decides what is learned: how many training states, and their statistics, hashed."""
+    statistics = world.statistics
+    digest = hashlib.sha256(json.dumps([world.channels.names, statistics.persisted]).encode())
+    for values in (statistics.normalisation.mean, statistics.normalisation.std, statistics.tendency_std):
+        digest.update(np.ascontiguousarray(values, "<f4").tobytes())
+    return {"train_states": sum(map(len, world.series("train"))), "statistics": digest.hexdigest()}
+
+
+def identity_of(world: World, settings: Section) -> str:
+    """sha256 of all that decides the result, for the model card and for recognising a finished run."""
+    # How often one looks or saves, and on how many threads, is no part of it.
+    free = {"train": {"validate_every", "save_every", "threads"}}
+    decides = {"settings": settings.model_dump(mode="json", exclude=free), "world": describe_world(world)}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _architecture(world: World, settings: PretrainSettings) -> Architecture:
+    try:
+        return settings.backbone.architecture(world.scale, len(world.channels))
+    except ValueError as error:
+        raise UsageError(f"the backbone of the configuration does not fit: {error}") from None
+
+
+def _card(
+    world: World,
+    settings: PretrainSettings,
+    shape: Architecture,
+    *,
+    identity: str,
+    scores: dict[str, float],
+) -> ModelCard:
+    return ModelCard(
+        name=settings.name,
+        description=settings.description,
+        trained=True,
+        licence=settings.licence,
+        channel_set=world.channels.name,
+        step_hours=STEP_HOURS,
+        architecture=shape,
+        statistics=Statistics.of(world.channels, world.statistics.normalisation),
+        provenance={
+            "made by": f"fengwu_ghr {version('fengwu_ghr')}, train pretrain",
+            "identity": identity,
+            "world": json.dumps(describe_world(world)),
+            "settings": settings.model_dump_json(),
+            "persisted channels": ", ".join(world.statistics.persisted) or "none",
+            "validation RMSE": ", ".join(f"{name}: {value:.4g}" for name, value in scores.items()),
+        },
+    )
+
+
+def _check_same(target: Path, identity: str) -> None:
+    found = read_card(target).provenance.get("identity", "none")
+    if found != identity:
+        raise UsageError(
+            f"{target} was trained with other settings or on another world (identity {found[:12]}, this run has "
+            f"{identity[:12]}); choose another folder, or remove it"
+        )

@@ -1,0 +1,99 @@
+"""What the simulator itself can do: forecasts at a coarse truncation, twins of the truth, and analyses as GRIB2.
+
+The numerical baseline is to our forecasts what IFS-HRES is to a learned model of the real atmosphere: the same
+equations and physics at the resolution of the backbone's grid, begun from the same analysis, spectrally truncated, over
+its own truncated orography. The twin is the simulator itself, begun 0.1 K beside the truth: no forecast can be better
+for long.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from fengwu_ghr.errors import InputError
+from fengwu_ghr.grib.encode import GribEncoder, write_messages
+from fengwu_ghr.training.simulate import Member, StateMaker, restart_path
+from fengwu_ghr.training.simulator import Simulator
+from fengwu_ghr.training.world import Series, World
+
+_PIECE_HOURS = 48  # of a forecast at a time: what the simulator keeps of its physics is large
+
+
+class ReferenceForecasts:
+    """Forecasts of the simulator from the restarts of a world; `truncation` the world's own, or a coarser one."""
+
+    def __init__(
+        self, world: World, *, truncation: int | None = None, kelvin: float = 0.0, seed: int = 0
+    ) -> None:
+        self._world, self._kelvin, self._seed = world, kelvin, seed
+        self._truncation = truncation or int(world.made_by["truncation"])
+
+    def forecast(
+        self, member: int, initial_time: datetime, *, hours: int
+    ) -> Iterator[Float32[np.ndarray, "channel lat lon"]]:
+        """The states on the product grid every six hours, the first at six. Raises InputError without a restart."""
+        path = restart_path(self._world.folder / f"member-{member}", initial_time)
+        if not path.exists():
+            raise InputError(
+                f"the world keeps no restart of {initial_time:%Y-%m-%d %H:%M}, member {member}: {path}"
+            )
+        truth = self._simulator(member, int(self._world.made_by["truncation"]))
+        restart = truth.load(path)
+        if self._kelvin:
+            restart = truth.perturbed(restart, kelvin=self._kelvin, seed=self._seed)
+        simulator = self._simulator(member, self._truncation)
+        if simulator is not truth:
+            restart = simulator.from_spectral(truth, restart, valid_time=initial_time)
+        yield from self._states(simulator, restart, hours)
+
+    def _states(self, simulator: Simulator, restart: Any, hours: int) -> Iterator[np.ndarray]:
+        maker = StateMaker(simulator, scale=self._world.scale, channels=self._world.channels)
+        for begun in range(0, hours, _PIECE_HOURS):
+            restart, states = simulator.advance(restart, hours=min(_PIECE_HOURS, hours - begun), every=6)
+            yield from (maker.fine(state) for state in states)
+
+    def _simulator(self, member: int, truncation: int) -> Simulator:
+        made_by = self._world.made_by
+        start = Member.model_validate(made_by["members"][member]).start
+        return _simulator(truncation, int(made_by["time_step"]), start)
+
+
+# A simulator is compiled when it first runs: those of one truncation and start are one.
+@lru_cache
+def _simulator(truncation: int, time_step: int, start: datetime) -> Simulator:
+    return Simulator(truncation=truncation, time_step=time_step, start=start)
+
+
+def restart_indices(world: World, series: Series) -> list[int]:
+    """The states of a series of which the world keeps a restart: where a reference forecast can begin."""
+    folder = world.folder / f"member-{series.member}"
+    return [i for i, valid_time in enumerate(series.times) if restart_path(folder, valid_time).exists()]
+
+
+def write_analysis(
+    world: World, fine: Float32[np.ndarray, "channel lat lon"], valid_time: datetime, path: Path
+) -> None:
+    """A state of the world lies in this file as a GRIB2 analysis, every channel of it."""
+    encoder = GribEncoder(world.fine_grid)
+    messages = [
+        (channel, encoder.encode(channel, field, initial_time=valid_time, lead=timedelta(0)))
+        for channel, field in zip(world.channels.channels, fine)
+    ]
+    write_messages(path, messages)
+
+
+def write_initial_conditions(world: World, series: Series, folder: Path) -> list[Path]:
+    """One GRIB2 file per 00 UTC of the series, named by its valid time; what exists is left as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index, valid_time in enumerate(series.times):
+        if valid_time.hour == 0:
+            paths.append(folder / f"analysis-{valid_time:%Y%m%d%H}.grib2")
+            if not paths[-1].exists():
+                write_analysis(world, series.fine(index), valid_time, paths[-1])
+    return paths

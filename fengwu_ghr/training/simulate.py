@@ -1,0 +1,313 @@
+"""Makes a world to learn from: members simulated from rest, each in a process of its own, resumable at every chunk.
+
+Members share nothing: each has its seed, its start and its segments. The first days are discarded, and between
+segments of different splits lie days of no split, so that no weather is seen twice.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from time import sleep
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32
+from pydantic import Field, model_validator
+
+from fengwu_ghr.coarsen import AreaMean
+from fengwu_ghr.config import Section
+from fengwu_ghr.durable import replace_file
+from fengwu_ghr.errors import FengwuError, InputError, UsageError
+from fengwu_ghr.grid import backbone_grid, product_grid
+from fengwu_ghr.regrid import Regridder
+from fengwu_ghr.training.levels import mean_sea_level_pressure, to_pressure_level
+from fengwu_ghr.training.simulator import SimulatedState, Simulator
+from fengwu_ghr.training.world import chunk_path, coarse_path, save_array
+from fengwu_ghr.variables import ChannelSet, channel_set
+
+_POLL_SECONDS = 1.0
+_TRAIN_RESTARTS = 5
+"""Of so many chunks of training, one keeps its restart."""
+
+
+class Segment(Section):
+    """Consecutive days of a member: kept for a split, or simulated and let go."""
+
+    split: Literal["train", "validation", "test", "discard"]
+    days: int = Field(gt=0)
+
+
+class Member(Section):
+    """One simulation from rest: its seed, where its calendar starts, what its days are for after the spin-up."""
+
+    seed: int = Field(ge=0)
+    start: datetime
+    segments: tuple[Segment, ...] = Field(min_length=1)
+
+
+class SimulateSettings(Section):
+    """`[simulate]`: the world. Nothing is computed twice: run it again after a stop, or with more members."""
+
+    folder: Path
+    """Where the world lies."""
+    scale: int = 20
+    """Grids: 20 is 101 x 200 fine and 37 x 72 coarse."""
+    channel_set: str = "ghr-69"
+    truncation: int = 85
+    """Spectral truncation; below 85 the fine grid shows little that the coarse one does not."""
+    time_step: int = Field(default=30, gt=0)
+    """Minutes; a divisor of 6 hours. Unstable simulations stop with an error."""
+    spin_up_days: int = Field(default=90, ge=0)
+    """Days from rest that are discarded."""
+    separation_days: int = Field(default=30, ge=0)
+    """The least number of days between segments of different splits."""
+    chunk_days: int = Field(default=3, gt=0)
+    """Days from one restart to the next; every segment is a whole number of them."""
+    workers: int = Field(default=2, gt=0)
+    """Members simulated at a time, each on one core; one worker uses all cores."""
+    members: tuple[Member, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "SimulateSettings":
+        for number, member in enumerate(self.members):
+            days = [self.spin_up_days, *(segment.days for segment in member.segments)]
+            if any(count % self.chunk_days for count in days):
+                raise ValueError(
+                    f"member {number}: days must be multiples of chunk_days = {self.chunk_days}; {days}"
+                )
+            if member.start.time() != time(0) or member.start.tzinfo:
+                raise ValueError(f"member {number} must start at 00:00 UTC; got {member.start.isoformat()}")
+            self._check_separation(number, member)
+        return self
+
+    def _check_separation(self, number: int, member: Member) -> None:
+        kept = [(i, segment) for i, segment in enumerate(member.segments) if segment.split != "discard"]
+        for (i, one), (j, other) in pairwise(kept):
+            between = sum(segment.days for segment in member.segments[i + 1 : j])
+            if one.split != other.split and between < self.separation_days:
+                raise ValueError(
+                    f"member {number}: {one.split} and {other.split} must lie {self.separation_days} days apart; "
+                    f"got {between}; put a discard segment between them"
+                )
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Days that are simulated at once: from which valid time, and for which split."""
+
+    split: str
+    first: datetime
+    """The valid time of the restart the chunk starts from."""
+    number: int
+    """Of the member's chunks."""
+
+    @property
+    def keeps_restart(self) -> bool:
+        """Whether the restart it starts from is kept: reference forecasts begin in test and, now and then, training."""
+        return self.split == "test" or (self.split == "train" and self.number % _TRAIN_RESTARTS == 2)
+
+    def path(self, folder: Path) -> Path:
+        return chunk_path(folder, self.split, self.first + timedelta(hours=6))
+
+
+def chunks_of(settings: SimulateSettings, member: Member) -> Iterator[Chunk]:
+    """What a member simulates, in order."""
+    clock, number = member.start, 0
+    segments = (Segment(split="discard", days=settings.spin_up_days),) if settings.spin_up_days else ()
+    for segment in (*segments, *member.segments):
+        for _ in range(segment.days // settings.chunk_days):
+            yield Chunk(segment.split, clock, number)
+            clock, number = clock + timedelta(days=settings.chunk_days), number + 1
+
+
+def simulate(settings: SimulateSettings, *, progress: Callable[[float, float], None]) -> Path:
+    """The world is in its folder, complete. `progress` hears of simulated days done and of all there are.
+
+    Raises UsageError where the folder holds a world made otherwise, InputError where a simulation becomes unstable.
+    """
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    _claim(settings)
+    waiting = list(range(len(settings.members)))
+    running: list[tuple[BaseProcess, Connection]] = []
+    total = sum(1 for m in settings.members for _ in chunks_of(settings, m)) * settings.chunk_days
+    try:
+        while waiting or running:
+            while waiting and len(running) < settings.workers:
+                running.append(_start(settings, waiting.pop(0)))
+            sleep(_POLL_SECONDS)
+            progress(days_done(settings), total)
+            running = [pair for pair in running if not _ended(*pair)]
+    finally:
+        for process, _ in running:
+            process.terminate()
+            process.join()
+    return settings.folder
+
+
+def days_done(settings: SimulateSettings) -> int:
+    """Simulated days that need not be simulated again."""
+    done = 0
+    for number, member in enumerate(settings.members):
+        reached = _reached(settings, number)
+        done += (
+            sum(1 for c in chunks_of(settings, member) if reached and c.first < reached) * settings.chunk_days
+        )
+    return done
+
+
+def restart_path(folder: Path, valid_time: datetime) -> Path:
+    """Where a member's restart of this valid time lies."""
+    return folder / f"restart-{valid_time:%Y%m%d%H}.npz"
+
+
+def member_folder(settings: SimulateSettings, number: int) -> Path:
+    return settings.folder / f"member-{number}"
+
+
+class StateMaker:
+    """Turns simulated states into states of a channel set on the product grid, and these into area means."""
+
+    def __init__(self, simulator: Simulator, *, scale: int, channels: ChannelSet) -> None:
+        self._channels, self._simulator = channels, simulator
+        self._to_fine = Regridder(simulator.grid, product_grid(scale))
+        self._to_coarse = AreaMean(product_grid(scale), backbone_grid(scale))
+
+    @property
+    def orography(self) -> Float32[np.ndarray, "lat lon"]:
+        return self._to_fine.apply(self._simulator.orography)
+
+    def fine(self, state: SimulatedState) -> Float32[np.ndarray, "channel lat lon"]:
+        """Every channel on the product grid, in registry units; humidity is not below zero."""
+        fields = dict(state.near_surface)
+        fields["msl"] = mean_sea_level_pressure(state.columns, self._simulator.orography)
+        levels = sorted({c.level for c in self._channels.channels if c.level is not None})
+        on_levels = {level: to_pressure_level(state.columns, 100.0 * level) for level in levels}
+        result = np.empty((len(self._channels), *self._to_fine.target.shape), np.float32)
+        for out, channel in zip(result, self._channels.channels):
+            source = (
+                fields[channel.variable]
+                if channel.level is None
+                else on_levels[channel.level][channel.variable]
+            )
+            out[:] = self._to_fine.apply(source, is_vector=channel.definition.is_vector)
+            if channel.variable == "q":
+                np.maximum(out, 0, out=out)
+        return result
+
+    def coarse(
+        self, fine: Float32[np.ndarray, "*time channel lat lon"]
+    ) -> Float32[np.ndarray, "*time channel row column"]:
+        return self._to_coarse.apply(fine)
+
+
+def _claim(settings: SimulateSettings) -> None:
+    """The folder says how its world is made; another world there is an error."""
+    card = json.loads(settings.model_dump_json(exclude={"folder", "workers"}))
+    members = card.pop("members")
+    card |= {"jcm": version("jcm"), "dinosaur": version("dinosaur"), "members": members}
+    path = settings.folder / "world.json"
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        differing = [key for key in card if key != "members" and old.get(key) != card[key]]
+        if old.get("members", [])[: len(members)] != members[: len(old.get("members", []))]:
+            differing.append("members")
+        if differing:
+            raise UsageError(
+                f"{settings.folder} holds a world made with another {', '.join(differing)}; "
+                "choose another folder, or remove that one"
+            )
+    replace_file(path, json.dumps(card, indent=1).encode())
+
+
+def world_digest(folder: Path) -> str:
+    """A hash of how the world is made: settings, seeds, versions."""
+    return sha256((folder / "world.json").read_bytes()).hexdigest()
+
+
+def _start(settings: SimulateSettings, number: int) -> tuple[BaseProcess, Connection]:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run_member, args=(settings, number, sender), daemon=True)
+    process.start()
+    sender.close()
+    return process, receiver
+
+
+def _ended(process: BaseProcess, errors: Connection) -> bool:
+    if process.is_alive():
+        return False
+    process.join()
+    if errors.poll():
+        try:
+            raise errors.recv()
+        except EOFError:
+            pass
+    if process.exitcode:
+        raise InputError(f"a simulating process ended with code {process.exitcode}; run again to go on")
+    return True
+
+
+def _run_member(settings: SimulateSettings, number: int, errors: Connection) -> None:
+    """The whole of one process: simulates what is missing of one member."""
+    if settings.workers > 1:
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[number % len(os.sched_getaffinity(0))]})
+    try:
+        simulate_member(settings, number)
+    except FengwuError as error:
+        errors.send(error)
+    except KeyboardInterrupt:
+        pass
+
+
+def simulate_member(settings: SimulateSettings, number: int) -> None:
+    """The member's chunks all exist; restarts are kept at the end, and throughout its test segments."""
+    member, folder = settings.members[number], member_folder(settings, number)
+    folder.mkdir(exist_ok=True)
+    simulator = Simulator(truncation=settings.truncation, time_step=settings.time_step, start=member.start)
+    maker = StateMaker(simulator, scale=settings.scale, channels=channel_set(settings.channel_set))
+    save_array(settings.folder / "orography.npy", maker.orography)
+    reached = _reached(settings, number)
+    restart = (
+        simulator.load(restart_path(folder, reached)) if reached else simulator.from_rest(seed=member.seed)
+    )
+    for chunk in chunks_of(settings, member):
+        if reached and chunk.first < reached:
+            continue
+        restart = _simulate_chunk(settings, simulator, maker, folder, chunk, restart)
+
+
+def _simulate_chunk(
+    settings: SimulateSettings,
+    simulator: Simulator,
+    maker: StateMaker,
+    folder: Path,
+    chunk: Chunk,
+    restart: object,
+) -> object:
+    keeps = chunk.split != "discard"
+    hours = 24 * settings.chunk_days
+    after, states = simulator.advance(restart, hours=hours, every=6 if keeps else None)
+    if keeps:
+        fine = np.stack([maker.fine(state) for state in states])
+        save_array(coarse_path(chunk.path(folder)), maker.coarse(fine))
+        save_array(chunk.path(folder), fine)
+    simulator.save(after, restart_path(folder, chunk.first + timedelta(hours=hours)))
+    if not chunk.keeps_restart:
+        restart_path(folder, chunk.first).unlink(missing_ok=True)
+    return after
+
+
+def _reached(settings: SimulateSettings, number: int) -> datetime | None:
+    """The valid time of the member's last restart."""
+    found = sorted(member_folder(settings, number).glob("restart-*.npz"))
+    return datetime.strptime(found[-1].stem.removeprefix("restart-"), "%Y%m%d%H") if found else None

@@ -1,0 +1,241 @@
+"""Forecasts to be compared: ours, and the baselines that they must beat. Each makes fine states of a test date.
+
+The letters are those of the table: (a) persistence, (b) climatology, (c) the interpolated backbone, (c1) with the
+climatological fine detail, (c9) the smoothed mean of the nine sub-field forecasts, (c-cnn) a network's downscaling of
+(c), (d) the split without training, (e) the numerical baseline; then the transferred models and the twin.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from fengwu_ghr.checkpoint import Checkpoint, load_model
+from fengwu_ghr.engine.torch_engine import Compute, TorchStepper
+from fengwu_ghr.grid import NetworkGrid
+from fengwu_ghr.regrid import NetworkMap, Regridder
+from fengwu_ghr.rollout import Start, rollout
+from fengwu_ghr.training.dataset import FineSamples
+from fengwu_ghr.training.downscale import Downscaling
+from fengwu_ghr.training.normals import FineDetail, Normals, interpolated
+from fengwu_ghr.training.reference import ReferenceForecasts
+from fengwu_ghr.training.world import STEP, World
+
+Fine = Float32[np.ndarray, "channel lat lon"]
+
+
+@dataclass(frozen=True)
+class InitialDate:
+    """An initial time: its split and series in the world, and which state of it."""
+
+    split: str
+    series: int
+    index: int
+
+
+class Source(ABC):
+    """Makes forecasts of a world; `step` n is lead time 6 n hours."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    @abstractmethod
+    def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
+        """The fine states of steps 1 ... `steps`, in registry units on the product grid."""
+
+    def analysis(self, date: InitialDate) -> Fine:
+        return self.world.series(date.split)[date.series].fine(date.index)
+
+    def valid_time(self, date: InitialDate, step: int) -> datetime:
+        return self.world.series(date.split)[date.series].times[date.index] + STEP * step
+
+
+class Persistence(Source):
+    def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
+        analysis = np.array(self.analysis(date))
+        return (analysis for _ in range(steps))
+
+
+class ClimatologyForecast(Source):
+    def __init__(self, world: World, normals: Normals) -> None:
+        super().__init__(world)
+        self._normals = normals
+
+    def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
+        return (self._normals.fine.at(self.valid_time(date, step)) for step in range(1, steps + 1))
+
+
+class CoarseForecast(Source):
+    """The backbone on its own grid, from area means. How it comes to the fine grid is up to who is derived."""
+
+    def __init__(self, world: World, checkpoint: Path) -> None:
+        super().__init__(world)
+        self._checkpoint = Checkpoint.open(checkpoint)
+        self._to_fine = Regridder(world.coarse_grid, world.fine_grid)
+
+    @cached_property
+    def _backbone(self) -> torch.nn.Module:
+        return load_model(self._checkpoint).backbone.eval()
+
+    def coarse_states(
+        self, date: InitialDate, steps: int
+    ) -> Iterator[Float32[np.ndarray, "channel row column"]]:
+        """The backbone's forecast in registry units."""
+        normalisation = self._checkpoint.normalisation
+        coarse = self.world.series(date.split)[date.series].coarse(date.index)
+        state = torch.from_numpy(normalisation.normalise(np.ascontiguousarray(coarse)))[None]
+        for _ in range(steps):
+            with torch.inference_mode():
+                state = self._backbone(state)
+            yield normalisation.denormalise(state[0].numpy())
+
+    def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
+        for coarse in self.coarse_states(date, steps):
+            yield interpolated(coarse, self._to_fine, self.world.channels)
+
+
+class DetailedForecast(CoarseForecast):
+    """(c1): the interpolated backbone and the climatological fine detail of the season."""
+
+    def __init__(self, world: World, checkpoint: Path, normals: Normals) -> None:
+        super().__init__(world, checkpoint)
+        self._detail = FineDetail(normals, world.channels)
+
+    def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
+        for step, state in enumerate(super().states(date, steps), start=1):
+            yield within_bounds(state + self._detail.at(self.valid_time(date, step)), self.world)
+
+
+class DownscaledForecast(CoarseForecast):
+    """(c-cnn): the backbone's forecast, downscaled by a network that was trained on analyses."""
+
+    def __init__(self, world: World, checkpoint: Path, downscaling: Downscaling) -> None:
+        super().__init__(world, checkpoint)
+        self._downscaling = downscaling
+
+    def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
+        return (self._downscaling.apply(coarse) for coarse in self.coarse_states(date, steps))
+
+
+class TransferredForecast(Source):
+    """A checkpoint on the network grid, through the engine that forecasts use: (d), and the trained transfers."""
+
+    def __init__(self, world: World, checkpoint: Path) -> None:
+        super().__init__(world)
+        self._checkpoint = Checkpoint.open(checkpoint)
+        self._map = NetworkMap(NetworkGrid(world.scale))
+        self._analyses: dict[str, FineSamples] = {}
+
+    @cached_property
+    def _stepper(self) -> TorchStepper:
+        return TorchStepper(self._checkpoint, Compute(threads=torch.get_num_threads(), batch=9))
+
+    def network_states(
+        self, date: InitialDate, steps: int
+    ) -> Iterator[Float32[np.ndarray, "channel row column"]]:
+        """The states on the network grid, in registry units."""
+        samples = self._analyses.setdefault(date.split, FineSamples(self.world, date.split, in_memory=0))
+        start = np.ascontiguousarray(samples.read(samples.series[date.series], date.index))
+        normalisation = self._checkpoint.normalisation
+        state = normalisation.normalise(start, out=start)
+        for _ in rollout(self._stepper, Start(0, [state]), steps=steps):
+            out = np.empty_like(state)
+            self._stepper.get(out)
+            yield normalisation.denormalise(out, out=out)
+
+    def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
+        return (self.product(state) for state in self.network_states(date, steps))
+
+    def product(self, state: Float32[np.ndarray, "channel row column"]) -> Fine:
+        """The state on the product grid, within the variables' bounds."""
+        fields = (
+            self._map.to_product(field, is_vector=c.definition.is_vector, smooth=c.definition.is_smooth)
+            for field, c in zip(state, self.world.channels.channels)
+        )
+        return within_bounds(np.stack(list(fields)), self.world)
+
+
+class MeanOfNine(TransferredForecast):
+    """(c9): the mean of the nine sub-field forecasts, each interpolated to all points, and the fine detail.
+
+    Where sub-fields lie every third point and are interpolated linearly between, their mean is the fine forecast
+    under the weights 1, 2, 3, 2, 1 ninths along both axes. The detail is what the same smoothing takes from the
+    fine normals.
+    """
+
+    def __init__(self, world: World, checkpoint: Path, normals: Normals) -> None:
+        super().__init__(world, checkpoint)
+        self._normals = normals
+        self._sign = np.array(
+            [-1 if c.definition.is_vector else 1 for c in world.channels.channels], np.float32
+        )
+
+    def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
+        for step, state in enumerate(self.network_states(date, steps), start=1):
+            valid_time = self.valid_time(date, step)
+            yield within_bounds(
+                self.product(self.smoothed(state)) + self._detail(valid_time.date()), self.world
+            )
+
+    def smoothed(
+        self, state: Float32[np.ndarray, "channel row column"]
+    ) -> Float32[np.ndarray, "channel row column"]:
+        """The mean of the nine at every point, over the poles and around the circle."""
+        padded = self._with_rows_beyond(state)
+        rows = sum(w * padded[:, i : i + state.shape[1]] for i, w in enumerate(_TRIANGLE))
+        return sum(w * np.roll(rows, 2 - i, axis=2) for i, w in enumerate(_TRIANGLE))  # type: ignore[return-value]
+
+    def _with_rows_beyond(self, state: np.ndarray) -> np.ndarray:
+        """Two rows more at each end; row -1 - i of the pole-to-pole rows is row 1 + i half a turn away."""
+        # The network grid's outermost rows lie beyond the poles already: rows 0 and 2 mirror each other.
+        half, turned = state.shape[2] // 2, self._sign[:, None, None]
+        north = np.roll(state[:, [4, 3]], half, axis=2) * turned
+        south = np.roll(state[:, [-4, -5]], half, axis=2) * turned
+        return np.concatenate([north, state, south], axis=1)
+
+    @lru_cache(maxsize=16)  # noqa: B019  # lives as long as its source
+    def _detail(self, day: date) -> Fine:
+        fine = self._normals.fine.at(datetime.combine(day, time(12)))
+        source = self.world.fine_grid
+        network = np.stack(
+            [
+                self._map.from_source(
+                    field, source, is_vector=c.definition.is_vector, smooth=c.definition.is_smooth
+                )
+                for field, c in zip(fine, self.world.channels.channels)
+            ]
+        )
+        return fine - self.product(self.smoothed(network))
+
+
+_TRIANGLE = tuple(np.float32(w / 9) for w in (1, 2, 3, 2, 1))
+
+
+class NumericalForecast(Source):
+    """(e), or the twin: the simulator itself; `bias` (step, channel, lat, lon) is taken off where given."""
+
+    def __init__(self, world: World, reference: ReferenceForecasts, *, bias: Path | None = None) -> None:
+        super().__init__(world)
+        self._reference = reference
+        self._bias = np.load(bias, mmap_mode="r", allow_pickle=False) if bias else None
+
+    def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
+        series = self.world.series(date.split)[date.series]
+        begun = series.times[date.index]
+        for step, state in enumerate(self._reference.forecast(series.member, begun, hours=6 * steps)):
+            yield state if self._bias is None else within_bounds(state - self._bias[step], self.world)
+
+
+def within_bounds(state: Fine, world: World) -> Fine:
+    """The state kept to the bounds of its variables, as every product is, in place."""
+    for field, channel in zip(state, world.channels.channels):
+        what = channel.definition
+        if what.minimum is not None or what.maximum is not None:
+            np.clip(field, what.minimum, what.maximum, out=field)
+    return state

@@ -1,0 +1,69 @@
+"""What a source of forecasts is, in a few words that can be sent to another process, and how it is made of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fengwu_ghr.training import sources
+from fengwu_ghr.training.downscale import Downscaling
+from fengwu_ghr.training.normals import Normals
+from fengwu_ghr.training.reference import ReferenceForecasts
+from fengwu_ghr.training.world import World
+
+TWIN_KELVIN = 0.1
+"""Std of the temperature noise between the truth and its twin."""
+
+Kind = Literal[
+    "persistence",
+    "climatology",
+    "coarse",
+    "detailed",
+    "mean-of-nine",
+    "downscaled",
+    "transferred",
+    "numerical",
+    "twin",
+]
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A source: its name in folders, its title in tables, and what it needs by its kind.
+
+    `checkpoint` is a model's folder, for `downscaled` the backbone's; `dates` fewer initial times than the others.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    checkpoint: Path | None = None
+    downscaling: Path | None = None
+    truncation: int | None = None
+    bias: Path | None = None
+    dates: int | None = None
+
+    def make(self, world: World, normals: Normals | None) -> sources.Source:
+        """The source itself. Raises ValueError where its kind needs what was not given."""
+        match self.kind, self.checkpoint, normals:
+            case "persistence", _, _:
+                return sources.Persistence(world)
+            case "climatology", _, Normals():
+                return sources.ClimatologyForecast(world, normals)
+            case "coarse", Path() as checkpoint, _:
+                return sources.CoarseForecast(world, checkpoint)
+            case "detailed", Path() as checkpoint, Normals():
+                return sources.DetailedForecast(world, checkpoint, normals)
+            case "mean-of-nine", Path() as checkpoint, Normals():
+                return sources.MeanOfNine(world, checkpoint, normals)
+            case "transferred", Path() as checkpoint, _:
+                return sources.TransferredForecast(world, checkpoint)
+            case "downscaled", Path() as checkpoint, _ if self.downscaling:
+                return sources.DownscaledForecast(
+                    world, checkpoint, Downscaling.load(self.downscaling, world)
+                )
+            case "numerical", _, _:
+                reference = ReferenceForecasts(world, truncation=self.truncation)
+                return sources.NumericalForecast(world, reference, bias=self.bias)
+            case "twin", _, _:
+                return sources.NumericalForecast(world, ReferenceForecasts(world, kelvin=TWIN_KELVIN, seed=1))
+        raise ValueError(f"the source {self.name} of kind {self.kind} lacks a checkpoint or climatology")

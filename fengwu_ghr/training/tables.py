@@ -1,0 +1,42 @@
+"""Tables of sums of one source of forecasts, and the channels that every report begins with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from fengwu_ghr.training.world import World
+from fengwu_ghr.verify.statistics import DatedSums
+
+HEADLINE = ("z500", "t850", "u850", "v850", "q700", "2t", "10u", "10v", "msl")
+"""The channels of the headline table, of spectra and of truncated scores."""
+
+
+@dataclass(eq=False)
+class Tables:
+    """The sums of one source, by kind of table."""
+
+    everywhere: DatedSums
+    above_ground: DatedSums
+    spectra: DatedSums
+    truncated: DatedSums
+
+    KINDS: ClassVar = ("everywhere", "above_ground", "spectra", "truncated")
+
+    @classmethod
+    def load(cls, folder: Path, ground_channels: Sequence[str], world: World) -> "Tables":
+        """Those of the folder; empty where there are none yet."""
+        grid = world.fine_grid.name
+        empty = {
+            "everywhere": DatedSums(tuple(world.channels.names), grid),
+            "above_ground": DatedSums(tuple(ground_channels), f"{grid}, above ground"),
+            "spectra": DatedSums(HEADLINE, f"{grid}, by total wavenumber"),
+            "truncated": DatedSums(HEADLINE, f"{grid}, truncated"),
+        }
+        paths = {kind: folder / f"{kind}.npz" for kind in cls.KINDS}
+        return cls(*(DatedSums.load(paths[k]) if paths[k].exists() else empty[k] for k in cls.KINDS))
+
+    def save(self, folder: Path) -> None:
+        # The table that says which dates are done is written last.
+        for kind in reversed(self.KINDS):
+            getattr(self, kind).save(folder / f"{kind}.npz")

@@ -1,0 +1,263 @@
+"""A simulated world on disk: 6-hourly states of several members, fine and as area means, and their statistics.
+
+A world is a folder. `world.toml` says how it was made; `member-N/SPLIT-YYYYMMDDHH.npy` holds consecutive states from
+that valid time on the product grid, `.coarse.npy` beside it their area means on the backbone grid.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from fengwu_ghr.durable import flush, replace_file, writing
+from fengwu_ghr.errors import InputError
+from fengwu_ghr.grid import LatLonGrid, backbone_grid, product_grid
+from fengwu_ghr.normalise import Normalisation, standard_statistics
+from fengwu_ghr.variables import ChannelSet, channel_set
+
+SPLITS = ("train", "validation", "test")
+STEP = timedelta(hours=6)
+FLOOR = 0.1
+"""A channel whose spread is below this part of the atmosphere's is not resolved by the simulator."""
+
+_CHUNK = re.compile(r"(train|validation|test)-(\d{10})\.npy")
+_MEMBER = re.compile(r"member-(\d+)")
+
+
+@dataclass(frozen=True, eq=False)
+class WorldStatistics:
+    """What normalisation and losses need of a world, from its training series alone.
+
+    `normalisation` has every std at least a tenth of the real atmosphere's; `persisted` names the channels that
+    needed it: they are not forecast but persisted, and no score counts them. `tendency_std` is that of 6-hour
+    differences of normalised states.
+    """
+
+    normalisation: Normalisation
+    tendency_std: Float32[np.ndarray, " channel"]
+    persisted: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """An unbroken 6-hourly run of states of one member. Fields are memory-mapped and read-only."""
+
+    split: str
+    member: int
+    times: tuple[datetime, ...]
+    chunks: tuple[Path, ...]
+    channels: ChannelSet
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def fine(self, index: int) -> Float32[np.ndarray, "channel lat lon"]:
+        """The state on the product grid, in registry units."""
+        return self._state(index, self.chunks)
+
+    def coarse(self, index: int) -> Float32[np.ndarray, "channel lat lon"]:
+        """The area means of the state on the backbone grid."""
+        return self._state(index, tuple(coarse_path(path) for path in self.chunks))
+
+    def _state(self, index: int, chunks: tuple[Path, ...]) -> Float32[np.ndarray, "channel lat lon"]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"states 0 to {len(self) - 1} there are; got {index}")
+        chunk, within = divmod(index, _mapped(chunks[0]).shape[0])
+        return _mapped(chunks[chunk])[within]
+
+
+class World:
+    """A simulated world, whole or as far as it has come."""
+
+    def __init__(self, folder: Path, *, scale: int, channels: ChannelSet, made_by: dict[str, Any]) -> None:
+        self.folder, self.scale, self.channels, self.made_by = folder, scale, channels, made_by
+
+    @classmethod
+    def open(cls, folder: Path) -> "World":
+        """The world in this folder. Raises InputError where there is none, or a part of it is damaged."""
+        path = folder / "world.json"
+        try:
+            card = json.loads(path.read_text(encoding="utf-8"))
+            scale, channels = int(card["scale"]), channel_set(card["channel_set"])
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder} holds no simulated world (no world.json); make one with fengwu-ghr train simulate"
+            ) from None
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path} does not describe a world: {error}") from error
+        return cls(folder, scale=scale, channels=channels, made_by=card)
+
+    @property
+    def fine_grid(self) -> LatLonGrid:
+        return product_grid(self.scale)
+
+    @property
+    def coarse_grid(self) -> LatLonGrid:
+        return backbone_grid(self.scale)
+
+    @cached_property
+    def orography(self) -> Float32[np.ndarray, "lat lon"]:
+        """Geopotential of the surface on the product grid, m2 s-2."""
+        return _read_array(self.folder / "orography.npy")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits there are states of."""
+        found = {
+            m[1] for member in self._members() for p in member.iterdir() if (m := _CHUNK.fullmatch(p.name))
+        }
+        return tuple(split for split in SPLITS if split in found)
+
+    def series(self, split: str) -> tuple[Series, ...]:
+        """The unbroken runs of this split, by member. Raises InputError when there is none, or one has a hole."""
+        if split not in SPLITS:
+            raise ValueError(f"splits are {', '.join(SPLITS)}; got {split!r}")
+        found = [run for member in self._members() for run in self._runs(member, split)]
+        if not found:
+            raise InputError(f"the world in {self.folder} has no {split} states yet; simulate on")
+        return tuple(found)
+
+    @cached_property
+    def statistics(self) -> WorldStatistics:
+        """Of the training series; computed once and kept in statistics.json."""
+        path = self.folder / "statistics.json"
+        if not path.exists():
+            replace_file(path, json.dumps(_measure(self), indent=1).encode())
+        return _read_statistics(path, self.channels)
+
+    def _members(self) -> list[Path]:
+        return sorted(path for path in self.folder.iterdir() if _MEMBER.fullmatch(path.name))
+
+    def _runs(self, member: Path, split: str) -> Iterator[Series]:
+        chunks = sorted(
+            path for path in member.iterdir() if (m := _CHUNK.fullmatch(path.name)) and m[1] == split
+        )
+        number = int(member.name.removeprefix("member-"))
+        for run in _unbroken(chunks):
+            states = [_mapped(path).shape[0] for path in run]
+            times = tuple(chunk_start(run[0]) + STEP * i for i in range(sum(states)))
+            yield Series(split, number, times, tuple(run), self.channels)
+
+
+def chunk_path(member: Path, split: str, first: datetime) -> Path:
+    """Where consecutive states from this valid time on lie."""
+    return member / f"{split}-{first:%Y%m%d%H}.npy"
+
+
+def coarse_path(path: Path) -> Path:
+    """Where the area means of a chunk lie."""
+    return path.with_suffix(".coarse.npy")
+
+
+def chunk_start(path: Path) -> datetime:
+    """The first valid time of a chunk, from its name."""
+    match = _CHUNK.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path.name} is not the name of a chunk")
+    return datetime.strptime(match[2], "%Y%m%d%H")
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """The array lies in this .npy durably; nothing else is ever seen under the name."""
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    with writing(path):
+        with open(unfinished, "wb") as file:
+            np.save(file, values)
+        flush(unfinished)
+        unfinished.replace(path)
+
+
+def _unbroken(chunks: Sequence[Path]) -> Iterator[list[Path]]:
+    run: list[Path] = []
+    for path in chunks:
+        if run and chunk_start(path) != chunk_start(run[-1]) + STEP * _mapped(run[-1]).shape[0]:
+            yield run
+            run = []
+        run.append(path)
+    if run:
+        yield run
+
+
+@lru_cache(maxsize=4096)
+def _mapped(path: Path) -> Float32[np.ndarray, "time channel lat lon"]:
+    return _read_array(path, mapped=True)
+
+
+def _read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read ({error}); remove it and simulate again") from error
+
+
+def _measure(world: World) -> dict[str, Any]:
+    """Area-weighted mean, std and tendency std of the fine training states, every state of them."""
+    weights = world.fine_grid.cell_areas()
+    sums = np.zeros((2, len(world.channels)))
+    changes = np.zeros((2, len(world.channels)))
+    states = pairs = 0
+    for series in world.series("train"):
+        for before, state in _with_previous(series):
+            states += 1
+            sums += _moments(state, weights)
+            if before is not None:
+                pairs += 1
+                changes += _moments(state - before, weights)
+    mean, spread = _mean_and_std(sums / states)
+    floor = FLOOR * standard_statistics(world.channels.channels).std
+    _, tendency = _mean_and_std(changes / max(pairs, 1))
+    std = np.maximum(spread, floor)
+    persisted = [name for name, s, least in zip(world.channels.names, spread, floor) if s < least]
+    named = {"mean": mean, "std": std, "tendency_std": tendency / std, "spread": spread}
+    return {
+        "states": states,
+        "persisted": persisted,
+        **{key: dict(zip(world.channels.names, map(float, values))) for key, values in named.items()},
+    }
+
+
+def _with_previous(series: Series) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+    states: Iterable[np.ndarray | None] = (None, *(series.fine(i) for i in range(len(series))))
+    for before, state in pairwise(states):
+        assert state is not None
+        if not np.isfinite(state).all():
+            raise InputError(
+                f"a state of member {series.member}, {series.split}, is not finite; simulate it again"
+            )
+        yield before, state
+
+
+def _moments(state: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area means of the values and of their squares, (2, channel)."""
+    values = state.astype(np.float64)
+    return np.stack(
+        [np.einsum("cij,ij->c", values, weights), np.einsum("cij,cij,ij->c", values, values, weights)]
+    )
+
+
+def _mean_and_std(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean, square = moments
+    return mean, np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def _read_statistics(path: Path, channels: ChannelSet) -> WorldStatistics:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        mean, std, tendency = (
+            np.array([content[key][name] for name in channels.names], np.float32)
+            for key in ("mean", "std", "tendency_std")
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} does not hold statistics of {channels.name} ({error!r}); remove it, it is made again"
+        ) from error
+    return WorldStatistics(Normalisation(mean, std), tendency, tuple(content["persisted"]))

@@ -1,0 +1,267 @@
+"""Statistics: values per grid point as area-weighted sums that merge exactly; every score is a function of them.
+
+Forecast, truth and climatology become, per channel, a dozen numbers. They are kept for each initial time and lead, so
+that saved sums merge across dates and machines, an added date costs only that date, and intervals can be made.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64
+
+from fengwu_ghr.errors import InputError
+from fengwu_ghr.verify.archive import read_archive, write_archive
+
+ERRORS = ("error", "squared_error", "absolute_error")
+ANOMALIES = (
+    "forecast_anomaly",
+    "truth_anomaly",
+    "squared_forecast_anomaly",
+    "squared_truth_anomaly",
+    "anomaly_product",
+)
+"""Departures from climatology. The squared truth anomaly is also the squared error of climatology as a forecast."""
+
+_BLOCK_POINTS = 2**16  # so many points of a few fields, in float64, stay in the cache of a core
+_KIND = "table of verification sums"
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Area-weighted sums of statistics, and the area they stand for; all arrays have the same axes.
+
+    From one state the axis is (channel); stacked over dates and leads they are (date, lead, channel); spectra append
+    the total wavenumber. `weight` is a share of the sphere, times the number of dates; 0 means no data.
+    """
+
+    weight: Float64[np.ndarray, "*axes"]
+    sums: Mapping[str, Float64[np.ndarray, "*axes"]]
+
+    def __post_init__(self) -> None:
+        for name, values in self.sums.items():
+            if values.shape != self.weight.shape:
+                raise ValueError(f"the sums of {name} have shape {values.shape}, weights {self.weight.shape}")
+
+    @classmethod
+    def zeros(cls, names: Sequence[str], shape: tuple[int, ...]) -> "Sums":
+        """Sums of nothing: adding them changes nothing."""
+        return cls(np.zeros(shape), {name: np.zeros(shape) for name in names})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.sums)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        if self.names != other.names or self.shape != other.shape:
+            raise ValueError(
+                f"only like sums can be added; got {self.names} {self.shape} and {other.names} {other.shape}"
+            )
+        return Sums(self.weight + other.weight, {n: v + other.sums[n] for n, v in self.sums.items()})
+
+    def __getitem__(self, index: Any) -> "Sums":
+        """The same index taken of every array: `sums[dates]`, `sums[:, lead]`, `sums[..., channels]`."""
+        return Sums(np.asarray(self.weight[index]), {n: np.asarray(v[index]) for n, v in self.sums.items()})
+
+    def only(self, *names: str) -> "Sums":
+        return Sums(self.weight, {name: self.sums[name] for name in names})
+
+    def total(self) -> "Sums":
+        """The first axis summed up."""
+        return Sums(self.weight.sum(axis=0), {n: v.sum(axis=0) for n, v in self.sums.items()})
+
+    def mean(self, name: str) -> Float64[np.ndarray, "*axes"]:
+        """The area mean of a statistic; NaN where there are no data."""
+        if name not in self.sums:
+            raise ValueError(f"these sums hold {', '.join(self.names)}, not {name}; was climatology given?")
+        empty = np.full(self.shape, np.nan)
+        return np.divide(self.sums[name], self.weight, out=empty, where=self.weight > 0)
+
+
+def state_sums(
+    forecast: Float32[np.ndarray, "channel lat lon"],
+    truth: Float32[np.ndarray, "channel lat lon"],
+    climatology: Float32[np.ndarray, "channel lat lon"] | None = None,
+    *,
+    areas: Float64[np.ndarray, "lat lon"],
+    points: Bool[np.ndarray, "channel lat lon"] | None = None,
+) -> Sums:
+    """Sums per channel for one initial time and lead: ERRORS, and ANOMALIES where a climatology is given.
+
+    All fields are in physical units at the same valid time. `areas` is `LatLonGrid.cell_areas()`, zero outside a
+    region. Values where `points` is False (below ground, say) are never read; a NaN elsewhere makes its channel's
+    sums NaN. Arithmetic in float64, some rows at a time. Raises ValueError where shapes differ.
+    """
+    fields = [forecast, truth] if climatology is None else [forecast, truth, climatology]
+    _check_shapes(*fields, *(() if points is None else (points,)), areas=areas)
+    count, names = forecast.shape[0], ERRORS if climatology is None else ERRORS + ANOMALIES
+    result = Sums.zeros(names, (count,))
+    for channel, rows in product(range(count), _row_blocks(*areas.shape)):
+        inside = slice(None) if points is None else points[channel, rows]
+        block = [values[channel, rows][inside].astype(np.float64).ravel() for values in fields]
+        weights = areas[rows][inside].ravel()
+        result.weight[channel] += weights.sum()
+        for name, value in _block_sums(weights, *block).items():
+            result.sums[name][channel] += value
+    return result
+
+
+class Start(NamedTuple):
+    """What a forecast started from: a member of a simulated world (0 where there is one world), an initial time."""
+
+    member: int
+    initial_time: datetime
+
+    def __str__(self) -> str:
+        member = f" of member {self.member}" if self.member else ""
+        return f"{self.initial_time:%Y-%m-%d %H:%M}{member}"
+
+
+@dataclass(eq=False)
+class DatedSums:
+    """The sums of many forecasts by start and lead, each counted once.
+
+    `channels` names the first axis of every entry. `evaluated_on` says which points count ("1p8, above ground"): it
+    is shown with every score, and sums of other points do not mix in.
+    """
+
+    channels: tuple[str, ...]
+    evaluated_on: str
+    entries: dict[tuple[Start, timedelta], Sums] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> tuple[Start, ...]:
+        """The first axis of `stacked`: members one after the other, initial times ascending."""
+        return tuple(sorted({start for start, _ in self.entries}))
+
+    @property
+    def leads(self) -> tuple[timedelta, ...]:
+        return tuple(sorted({lead for _, lead in self.entries}))
+
+    def add(self, initial_time: datetime, lead: timedelta, sums: Sums, *, member: int = 0) -> None:
+        """The sums of one forecast at one lead are held. Raises InputError where they already are."""
+        if sums.shape[:1] != (len(self.channels),):
+            raise ValueError(f"a table of {len(self.channels)} channels got sums of shape {sums.shape}")
+        first = next(iter(self.entries.values()), sums)
+        if (first.names, first.shape) != (sums.names, sums.shape):
+            raise ValueError(f"a table of {first.names} {first.shape} got {sums.names} {sums.shape}")
+        start = Start(member, initial_time)
+        if (start, lead) in self.entries:
+            raise InputError(
+                f"each forecast counts once; the one of {start} at {_hours(lead)} came twice: leave one out"
+            )
+        self.entries[start, lead] = sums
+
+    def merge(self, other: "DatedSums") -> None:
+        """The other table's forecasts are held too. Raises InputError where the tables are not alike or overlap."""
+        for what in ("channels", "evaluated_on"):
+            mine, its = getattr(self, what), getattr(other, what)
+            if mine != its:
+                raise InputError(f"tables to be merged must agree on {what}; got {mine!r} and {its!r}")
+        for (start, lead), sums in other.entries.items():
+            self.add(start.initial_time, lead, sums, member=start.member)
+
+    def stacked(self) -> Sums:
+        """The sums with axes (date, lead, channel, ...), dates and leads ascending; weight 0 where there is none.
+
+        The order in which entries came leaves no trace, not even in the last bit. Raises InputError when empty.
+        """
+        if not self.entries:
+            raise InputError("no forecast was verified: give initial times whose valid times have a truth")
+        starts, leads = self.starts, self.leads
+        first = next(iter(self.entries.values()))
+        result = Sums.zeros(first.names, (len(starts), len(leads), *first.shape))
+        for (start, lead), sums in self.entries.items():
+            place = starts.index(start), leads.index(lead)
+            result.weight[place] = sums.weight
+            for name, values in sums.sums.items():
+                result.sums[name][place] = values
+        return result
+
+    def save(self, path: Path) -> None:
+        """One .npz file holds the table; raises OutputError where it cannot be written."""
+        keys = sorted(self.entries)
+        arrays = {
+            "initial_time": np.array([start.initial_time for start, _ in keys], "M8[s]"),
+            "member": np.array([start.member for start, _ in keys], np.int64),
+            "lead": np.array([lead for _, lead in keys], "m8[s]"),
+            "channels": np.array(self.channels, str),
+            "evaluated_on": np.array(self.evaluated_on),
+        }
+        if keys:
+            arrays["weight"] = np.stack([self.entries[key].weight for key in keys])
+            for name in self.entries[keys[0]].names:
+                arrays[f"sum_{name}"] = np.stack([self.entries[key].sums[name] for key in keys])
+        write_archive(path, _KIND, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "DatedSums":
+        """The table of a file that `save` wrote. Raises InputError where it is none."""
+        arrays = read_archive(path, _KIND)
+        table = cls(tuple(arrays["channels"].tolist()), str(arrays["evaluated_on"]))
+        sums = {name[4:]: values for name, values in arrays.items() if name.startswith("sum_")}
+        keys = zip(*(arrays[name].tolist() for name in ("initial_time", "lead", "member")))
+        for i, (initial_time, lead, member) in enumerate(keys):
+            table.add(initial_time, lead, Sums(arrays["weight"], sums)[i], member=member)
+        return table
+
+
+def paired(first: DatedSums, second: DatedSums) -> tuple[Sums, Sums]:
+    """Both stacked, date by date and lead by lead of the same forecasts.
+
+    Raises InputError where one lacks what the other has: a comparison over different dates compares the dates.
+    """
+    if (first.channels, first.evaluated_on) != (second.channels, second.evaluated_on):
+        raise InputError(
+            f"compared forecasts need the same channels and points; got {len(first.channels)} channels on "
+            f"{first.evaluated_on!r} and {len(second.channels)} on {second.evaluated_on!r}"
+        )
+    alone = sorted(first.entries.keys() ^ second.entries.keys())
+    if alone:
+        start, lead = alone[0]
+        raise InputError(
+            f"compared forecasts need the same initial times and leads; {len(alone)} are in one only, the first "
+            f"{start} at {_hours(lead)}: verify both over the same dates"
+        )
+    return first.stacked(), second.stacked()
+
+
+def _block_sums(
+    weights: Float64[np.ndarray, " point"],
+    forecast: Float64[np.ndarray, " point"],
+    truth: Float64[np.ndarray, " point"],
+    climatology: Float64[np.ndarray, " point"] | None = None,
+) -> dict[str, float]:
+    # A forecast that blew up gives NaN scores; the metrics show them, so numpy need not speak here.
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = forecast - truth
+        statistics = {"error": error, "squared_error": error**2, "absolute_error": np.abs(error)}
+        if climatology is not None:
+            ours, real = forecast - climatology, truth - climatology
+            statistics |= {"forecast_anomaly": ours, "truth_anomaly": real, "anomaly_product": ours * real}
+            statistics |= {"squared_forecast_anomaly": ours**2, "squared_truth_anomaly": real**2}
+        return {name: float(weights @ values) for name, values in statistics.items()}
+
+
+def _row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, _BLOCK_POINTS // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _check_shapes(*fields: np.ndarray, areas: np.ndarray) -> None:
+    wanted = (fields[0].shape[0], *areas.shape)
+    for values in fields:
+        if values.shape != wanted:
+            raise ValueError(f"fields and areas must fit each other, here {wanted}; got {values.shape}")
+
+
+def _hours(lead: timedelta) -> str:
+    return f"{lead / timedelta(hours=1):g} h"

@@ -1,0 +1,1 @@
+"""Jobs that somebody schedules: each chains several verbs and runs as `python -m pipelines.NAME CONFIG`."""
