@@ -20,12 +20,12 @@ import numpy as np
 from benchmarks.memory import run_watched
 from benchmarks.passport import passport
 from fengwu_ghr.config import RunConfig
-from fengwu_ghr.demo import write_demo_analysis
 from fengwu_ghr.engine.torch_engine import TorchStepper
 from fengwu_ghr.forecast import ForecastRun, open_store, run_forecast
 from fengwu_ghr.grib.decode import read_analysis
 from fengwu_ghr.outputs import Outputs
 from fengwu_ghr.preflight import plan_forecast
+from fengwu_ghr.synthetic import write_synthetic_analysis
 
 
 class Stopwatch:
@@ -98,7 +98,7 @@ def in_process_of_its_own(mode: str, config: RunConfig) -> dict[str, float]:
 def config_of(arguments: argparse.Namespace, folder: Path, name: str) -> RunConfig:
     files = arguments.input or [folder / "analysis.grib2"]
     if not arguments.input and not files[0].exists():
-        write_demo_analysis(files[0])
+        write_synthetic_analysis(files[0])
     return RunConfig.model_validate(
         {
             "model": {"name": arguments.model},

@@ -27,6 +27,7 @@ Read the package in the order of this list: a module uses only modules above it.
     synthetic             an analytic atmosphere for the demonstration and the tests
     interpolation         along circles of latitude and over the poles, without edges
     regrid                any source grid -> any grid of ours, exact at poles and dateline
+    remap                 fields and whole states from grid to grid, kept to the bounds of their variables
     coarsen               area means of a fine grid over the cells of a coarse one
 
   The run store
@@ -56,24 +57,28 @@ Read the package in the order of this list: a module uses only modules above it.
     preflight             everything that can be known before work starts
     resume                what an earlier attempt left: go on from it, replace it, or leave it alone
     forecast              one initial time from end to end
-    demo                  the whole chain on the embedded world
 
-  Verification
+  Verification, and the demonstration
     verify.archive        named arrays in one file, without pickles
     verify.statistics     values per grid point -> area-weighted sums that merge, by initial time and lead
     verify.metrics        scores as functions of mean statistics; intervals over dates; shares of targets won
     verify.climatology    mean and annual harmonics, fitted to states that stream by
     verify.spectra        power and coherence by total wavenumber; truncation
+    demo                  the whole chain on the embedded world
 
   Training
+    training.progress     who hears how far long work has come
     training.levels       sigma levels -> pressure levels and mean sea level, below ground too
+    training.harmonics    spherical harmonic transforms by FFT, for the simulator on a CPU
     training.simulator    jcm with SPEEDY physics, from restart to restart
     training.world        a simulated world on disk: series of states, and their statistics
+    training.identity     what decides a result of training, and whether it is the one that is there
     training.simulate     makes one: members, splits, chunks; resumable
     training.reference    the simulator's own forecasts: the numerical baseline, the twin, analyses as GRIB
     training.normals      the climatology of a world's training years; the fine detail it holds
     training.dataset      windows of normalised states, and the order in which they are drawn
     training.losses       what an error costs, by channel, level and area; amplitude and coherence
+    training.scores       area-weighted errors of validation forecasts
     training.record       what a training run writes: its state, its log, its curves
     training.loop         the optimiser loop, the only one
     training.pretrain     a backbone from coarse states
@@ -88,6 +93,7 @@ Read the package in the order of this list: a module uses only modules above it.
     training.tables       the sums of one source
     training.evidence     every source on the same held-out dates
     training.verdict      shares, headline scores, spectra
+    training.pictures     errors, shares and spectra as pictures
     training.chain        the settings of all of it, and its verbs
     training.report       the report of the evidence
 

@@ -69,6 +69,11 @@ def resolve_model(name: str) -> Path:
     )
 
 
+def packaged_folder() -> Path:
+    """Where the models lie that the package brings."""
+    return _PACKAGED
+
+
 def list_models() -> list[ListedModel]:
     """What names find: models in their collections, then the untrained ones at true and at demo scale."""
     found = [_listing(path) for folder in _collections() for path in _models_in(folder)]

@@ -267,10 +267,9 @@ def demo(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """The whole chain on an embedded analysis: forecast, GRIB, map, meteogram."""
+    """The whole chain on the embedded world: ten days of forecast, GRIB, scores against the truth, map, meteogram."""
     from fengwu_ghr import console
-    from fengwu_ghr.demo import run_demo
-    from fengwu_ghr.inspection import describe
+    from fengwu_ghr.demo import run_demo, score_demo
     from fengwu_ghr.views import write_map, write_meteogram
 
     with console.LeadProgress(quiet=quiet) as progress:
@@ -282,8 +281,7 @@ def demo(
     )
     _show_result(result)
     console.show_facts("Pictures", [("map", picture), ("meteogram", ", ".join(map(str, series)))])
-    for description in describe([result.store, result.grib_files[-1]])[0]:
-        console.show_table(description.title, description.columns, description.rows)
+    console.show_scores(score_demo(result.store))
 
 
 @models_app.command("list", epilog="Example: fengwu-ghr models list")

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from time import perf_counter
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,6 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fengwu_ghr.errors import FengwuError
+
+if TYPE_CHECKING:
+    from fengwu_ghr.demo import Score
 
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -38,6 +42,18 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     if not OUT.is_terminal:
         OUT.width = 160  # a pipe has no width; do not fold what a program reads
     OUT.print(table)
+
+
+def show_scores(scores: "Sequence[Score]") -> None:
+    """RMSE by channel and lead: the forecast's and, in brackets, that of persistence."""
+    leads = sorted({score.lead for score in scores})
+    rows: dict[str, list[str]] = {}
+    for score in scores:
+        cell = f"{score.forecast:.3g} ({score.persistence:.3g})"
+        rows.setdefault(f"{score.channel} [{score.unit}]", []).append(cell)
+    columns = ["channel", *(f"day {lead / timedelta(days=1):g}" for lead in leads)]
+    title = "RMSE against the truth, and (persistence's)"
+    show_table(title, columns, [[name, *cells] for name, cells in rows.items()])
 
 
 def show_facts(title: str, facts: Iterable[tuple[str, object]]) -> None:
@@ -86,8 +102,11 @@ class StepProgress(AbstractContextManager["StepProgress"]):
             self._bar.stop()
 
     def note(self, text: str) -> None:
-        """One line worth knowing."""
-        LOG.info(text)
+        """One line worth knowing, above the bar where there is one."""
+        if self._bar:
+            self._bar.console.print(text, markup=False)
+        else:
+            LOG.info(text)
 
     def begin(self, title: str, done: int, total: int) -> None:
         """Start counting steps of this work; `done` of them lie behind from an earlier run."""
@@ -108,7 +127,11 @@ class StepProgress(AbstractContextManager["StepProgress"]):
 
     def stepped(self, done: int, facts: Mapping[str, float]) -> None:
         """One more step is done, `done` in all; `facts` are shown beside the pace."""
-        pace = ", ".join([*(f"{name} {value:.4g}" for name, value in facts.items()), self._pace(done)])
+        self.show(done, *(f"{name} {value:.4g}" for name, value in facts.items()))
+
+    def show(self, done: int, *details: str) -> None:
+        """`done` steps are done in all; the details stand before the pace."""
+        pace = ", ".join([*details, self._pace(done)])
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=done, pace=pace)
         elif perf_counter() - self._logged > self._log_seconds or done == self._total:
@@ -140,4 +163,4 @@ class LeadProgress(AbstractContextManager["LeadProgress"]):
 
     def stepped(self, done: int, lead: timedelta) -> None:
         """One more step has been computed; `done` in all."""
-        self._steps.stepped(done, {"+h": lead / timedelta(hours=1)})
+        self._steps.show(done, f"+{lead / timedelta(hours=1):g} h")

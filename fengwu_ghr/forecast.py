@@ -23,10 +23,11 @@ from fengwu_ghr.grib.encode import GribEncoder
 from fengwu_ghr.outputs import GribSink, Outputs, Sink, ZarrSink
 from fengwu_ghr.preflight import ForecastPlan, plan_forecast
 from fengwu_ghr.regrid import NetworkMap, Regridder
+from fengwu_ghr.remap import remap_field
 from fengwu_ghr.resume import Attempt, find_attempt, identity, settle_compute
 from fengwu_ghr.rollout import RestartSchedule, Start, rollout
 from fengwu_ghr.store import RunStore, round_mantissa
-from fengwu_ghr.variables import Channel, Variable
+from fengwu_ghr.variables import Channel
 
 LOG = logging.getLogger("fengwu_ghr")
 
@@ -183,11 +184,9 @@ class ForecastRun:
         """The analysis on the network grid, normalised."""
         values = np.empty((len(self.channel_set), *self.checkpoint.grid.shape), np.float32)
         for row, channel in enumerate(self.channel_set.channels):
-            source, what = analysis.fields[channel], channel.definition
-            values[row] = self.map.from_source(
-                source.values, source.grid, is_vector=what.is_vector, smooth=what.is_smooth
-            )
-            _clip(values[row], what)
+            source = analysis.fields[channel]
+            to_network = partial(self.map.from_source, source=source.grid)
+            values[row] = remap_field(source.values, channel.definition, to_network)
         return self.checkpoint.normalisation.normalise(values, out=values)
 
     def analysed(self, analysis: Analysis) -> Callable[[Channel], Float32[np.ndarray, "lat lon"]]:
@@ -196,26 +195,19 @@ class ForecastRun:
         regridders = {grid: Regridder(grid, self.checkpoint.grid.product) for grid in grids}
 
         def product(channel: Channel) -> Float32[np.ndarray, "lat lon"]:
-            source, what = analysis.fields[channel], channel.definition
+            source = analysis.fields[channel]
             to_product = regridders[source.grid].apply
-            return self._product(
-                to_product(source.values, is_vector=what.is_vector, smooth=what.is_smooth), what
-            )
+            return self._product(remap_field(source.values, channel.definition, to_product))
 
         return product
 
     def predicted(self, state: MasterState, channel: Channel) -> Float32[np.ndarray, "lat lon"]:
-        row, what = self.channel_set.index(channel), channel.definition
+        row = self.channel_set.index(channel)
         field = self.checkpoint.normalisation.denormalise_field(state[row], row)
-        return self._product(
-            self.map.to_product(field, is_vector=what.is_vector, smooth=what.is_smooth), what
-        )
+        return self._product(remap_field(field, channel.definition, self.map.to_product))
 
-    def _product(
-        self, values: Float32[np.ndarray, "row column"], what: Variable
-    ) -> Float32[np.ndarray, "lat lon"]:
-        """Kept to the variable's bounds, of the area that is kept, rounded where asked."""
-        _clip(values, what)
+    def _product(self, values: Float32[np.ndarray, "row column"]) -> Float32[np.ndarray, "lat lon"]:
+        """Of the area that is kept, rounded where asked."""
         if self.plan.grid is not self.checkpoint.grid.product:
             values = np.ascontiguousarray(values[self.plan.rows][:, self.plan.columns])
         # Every product is rounded, not the store alone: GRIB made later from the store has the same bytes.
@@ -256,12 +248,6 @@ def open_store(plan: ForecastPlan, *, overwrite: bool) -> RunStore:
     card = plan.checkpoint.card
     attributes = {"title": f"{card.name} forecast", "source": card.description, "license": card.licence}
     return RunStore.create(plan.config.output.zarr, plan.store, attributes, overwrite=overwrite)
-
-
-def _clip(values: Float32[np.ndarray, "row column"], what: Variable) -> None:
-    """Keep to the variable's physical bounds, which interpolation and networks overstep."""
-    if what.minimum is not None or what.maximum is not None:
-        np.clip(values, what.minimum, what.maximum, out=values)
 
 
 def _provenance(plan: ForecastPlan, prepared: Prepared) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def verb(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **options: Any) -> None:
         from fengwu_ghr import console
 
-        signal.signal(signal.SIGTERM, _interrupt)
+        stop_on_sigterm()
         console.set_verbosity(quiet=options.get("quiet", False), verbose=options.get("verbose", False))
         try:
             command(*args, **options)
@@ -64,6 +64,11 @@ def show_version(wanted: bool) -> bool:
         typer.echo(version("fengwu_ghr"))
         raise typer.Exit
     return wanted
+
+
+def stop_on_sigterm() -> None:
+    """From now on SIGTERM interrupts this process as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

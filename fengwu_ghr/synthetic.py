@@ -1,6 +1,6 @@
 """An analytic atmosphere: a balanced jet with travelling baroclinic waves, on any grid, at any time.
 
-It stands in for real analyses in the demonstration and in tests. Wind is the rotational wind of a streamfunction,
+It stands in for real analyses in tests and benchmarks. Wind is the rotational wind of a streamfunction,
 geopotential balances it linearly, temperature follows hydrostatically, humidity from a prescribed relative
 humidity. Everything is a closed formula of (latitude, longitude, pressure, time), so it can be compared exactly.
 """
@@ -8,19 +8,23 @@ humidity. Everything is a closed formula of (latitude, longitude, pressure, time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
 
 from fengwu_ghr.grib.derive import specific_humidity
-from fengwu_ghr.grid import LatLonGrid
+from fengwu_ghr.grib.encode import GribEncoder, write_messages
+from fengwu_ghr.grid import LatLonGrid, regular_grid
 from fengwu_ghr.state import State
-from fengwu_ghr.variables import STANDARD_GRAVITY, Channel, standard_height, standard_temperature
+from fengwu_ghr.variables import STANDARD_GRAVITY, Channel, channel_set, standard_height, standard_temperature
 
 EARTH_RADIUS = 6.371e6
 EARTH_ROTATION = 7.292e-5
 GAS_CONSTANT = 287.05
 EPOCH = datetime(2000, 1, 1)
+INITIAL_TIME = datetime(2024, 1, 1)
+"""Of the analysis that is written."""
 
 JET_SPEED = 30.0
 JET_HEIGHT, JET_DEPTH = 1.39, 1.2
@@ -66,6 +70,17 @@ def synthetic_state(
     for row, channel in enumerate(channels):
         values[row] = atmosphere.field(channel)
     return State(values, tuple(channels), grid, valid_time, lead)
+
+
+def write_synthetic_analysis(path: Path, *, initial_time: datetime = INITIAL_TIME) -> None:
+    """A complete ghr-69 analysis of this atmosphere at 2.5 degrees lies in the file, as GRIB2."""
+    grid, channels = regular_grid(2.5), channel_set("ghr-69").channels
+    state = synthetic_state(grid, channels, initial_time=initial_time)
+    encoder = GribEncoder(grid)
+    messages = [
+        (c, encoder.encode(c, state[c], initial_time=initial_time, lead=timedelta(0))) for c in channels
+    ]
+    write_messages(path, messages)
 
 
 class _Atmosphere:

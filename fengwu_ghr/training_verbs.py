@@ -73,15 +73,15 @@ def evidence(
     """Score the trained models and every baseline on the test dates of [evidence], and write the report."""
     from fengwu_ghr import console
     from fengwu_ghr.training import chain
-    from fengwu_ghr.training.report import report
+    from fengwu_ghr.training.report import Report
     from fengwu_ghr.training.world import World
 
     settings = _settings(config, more)
     with console.StepProgress(quiet=quiet) as progress:
         scored = chain.run_evidence(settings, progress)
     command = " ".join(["fengwu-ghr train evidence", str(config), *(more or [])])
-    text = report(settings, World.open(settings.simulate.folder), scored, command=command)
-    console.show_facts("Evidence", [("report", chain.write_report(settings, text))])
+    world = World.open(settings.simulate.folder)
+    console.show_facts("Evidence", [("report", Report(settings, world, scored, command).write())])
 
 
 def _settings(path: Path, more: list[str] | None) -> "ChainSettings":

@@ -12,12 +12,13 @@ from pathlib import Path
 from fengwu_ghr import console
 from fengwu_ghr.config import read_settings
 from fengwu_ghr.errors import FengwuError, Interrupted, UsageError
+from fengwu_ghr.options import stop_on_sigterm
 
 
 def run(path: Path, overrides: list[str]) -> Path:
     """The report's path; everything it stands on lies in the folders that the configuration names."""
     from fengwu_ghr.training import chain
-    from fengwu_ghr.training.report import report
+    from fengwu_ghr.training.report import Report
 
     settings = read_settings(chain.ChainSettings, path, overrides=overrides)
     with console.StepProgress(quiet=False) as progress:
@@ -26,13 +27,14 @@ def run(path: Path, overrides: list[str]) -> Path:
         chain.run_adapt(settings, progress)
         evidence = chain.run_evidence(settings, progress)
     command = shlex.join(["python", "-m", "pipelines.transfer", str(path), *overrides])
-    text = report(settings, world, evidence, command=command)
-    console.OUT.print(text, markup=False)
-    return chain.write_report(settings, text)
+    written = Report(settings, world, evidence, command).write()
+    console.OUT.print(written.read_text(encoding="utf-8"), markup=False)
+    return written
 
 
 def main(arguments: list[str]) -> int:
     """Exit code as of the command line."""
+    stop_on_sigterm()
     console.set_verbosity(quiet=False, verbose=False)
     try:
         if not arguments or arguments[0].startswith("-"):

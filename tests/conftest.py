@@ -45,11 +45,13 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def analysis(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demonstration's input: a complete analysis of the analytic atmosphere at 2.5 degrees, as GRIB2."""
-    from fengwu_ghr.demo import write_demo_analysis  # after the import hook, and in tests that need it only
+    """A complete analysis of the analytic atmosphere at 2.5 degrees, as GRIB2."""
+    from fengwu_ghr.synthetic import (
+        write_synthetic_analysis,  # after the import hook, and in tests that need it only
+    )
 
     path = tmp_path_factory.mktemp("analysis") / "analysis.grib2"
-    write_demo_analysis(path)
+    write_synthetic_analysis(path)
     return path
 
 

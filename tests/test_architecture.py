@@ -37,10 +37,10 @@ FENCES = {
     "tensorstore": ("store",),
     "torch": NETWORK,
     "safetensors": NETWORK,
-    "jax": ("training.simulator",),
+    "jax": ("training.harmonics", "training.simulator"),
     "jcm": ("training.simulator",),
-    "dinosaur": ("training.simulator",),
-    "matplotlib": ("plot", "training.record"),
+    "dinosaur": ("training.harmonics", "training.simulator"),
+    "matplotlib": ("plot", "training.pictures", "training.record"),
     "mpl_toolkits": ("plot",),
     "typer": ("options", "cli", "training_verbs"),
     # Never: pickles run code; a second PROJ library beside the one of ecCodes crashes the process.

@@ -12,6 +12,8 @@ from fengwu_ghr.cli import app
 
 VERBS = ("inspect", "check", "forecast", "export", "point", "plot", "demo")
 MODELS = ("list", "create", "verify")
+TRAIN = ("simulate", "pretrain", "adapt", "evidence")
+SMOKE = Path(__file__).parents[1] / "configs" / "transfer_smoke.toml"
 
 
 def call(*arguments: object) -> Result:
@@ -28,7 +30,9 @@ def run(analysis: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("words", [*((v,) for v in VERBS), *(("models", v) for v in MODELS)])
+@pytest.mark.parametrize(
+    "words", [*((v,) for v in VERBS), *(("models", v) for v in MODELS), *(("train", v) for v in TRAIN)]
+)
 def test_every_verb_has_help_with_an_example(words: tuple[str, ...]) -> None:
     result = call(*words, "--help")
     assert result.exit_code == 0
@@ -216,3 +220,29 @@ def test_a_meteogram_of_a_thinned_store_shows_what_is_there(analysis: Path, tmp_
     result = call("point", tmp_path / "thin.zarr", "--at", "50,10", "--output", tmp_path / "here")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "here.csv").read_text().startswith("valid_time,lead_hours,2t [K],t850 [K]")
+
+
+@pytest.mark.parametrize("name", TRAIN)
+def test_training_says_what_is_wrong_with_its_settings(name: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text(SMOKE.read_text().replace("[pretrain]", "[pretrain]\nnois = 1"))
+    for arguments, word in (
+        ([tmp_path / "absent.toml"], "absent.toml cannot be read"),
+        ([broken], "pretrain.nois"),
+        ([SMOKE, "pretrain.train.bach=2"], "pretrain.train.bach"),
+        ([SMOKE, "headline=nobody"], "headline must be one of smoke-res, smoke, smoke-sharp; got 'nobody'"),
+        ([SMOKE, "batch"], "an override is written section.key=value"),
+    ):
+        result = call("train", name, *arguments)
+        assert result.exit_code == 2, result.output
+        assert word in result.output
+        assert "Traceback" not in result.output
+
+
+def test_training_without_a_world_says_how_to_make_one(tmp_path: Path) -> None:
+    nowhere = [f"folder={tmp_path}", f"simulate.folder={tmp_path / 'world'}"]
+    for name in ("pretrain", "adapt", "evidence"):
+        result = call("train", name, SMOKE, *nowhere)
+        assert result.exit_code == 3, result.output
+        assert "fengwu-ghr train simulate" in result.output
+    assert list(tmp_path.iterdir()) == []

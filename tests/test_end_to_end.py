@@ -17,7 +17,6 @@ import xarray as xr
 from fengwu_ghr.backbone import architecture
 from fengwu_ghr.catalogue import create_model
 from fengwu_ghr.config import RunConfig
-from fengwu_ghr.demo import INITIAL_TIME
 from fengwu_ghr.errors import InputError, OutputError, ResourceError, UsageError
 from fengwu_ghr.forecast import ForecastResult, run_forecast
 from fengwu_ghr.grib.decode import plan_analysis, read_analysis
@@ -25,7 +24,7 @@ from fengwu_ghr.grib.encode import GribEncoder, packing_bound, write_messages
 from fengwu_ghr.grid import product_grid, regular_grid
 from fengwu_ghr.preflight import plan_forecast, select_area
 from fengwu_ghr.store import RunStore
-from fengwu_ghr.synthetic import synthetic_state
+from fengwu_ghr.synthetic import INITIAL_TIME, synthetic_state
 from fengwu_ghr.variables import Channel, channel_set
 
 GHR_69 = channel_set("ghr-69").channels

@@ -29,8 +29,9 @@ from fengwu_ghr.rollout import Start, rollout
 from fengwu_ghr.training import loop
 from fengwu_ghr.training.adapt import adapt, check_fits, grow, zero_shot
 from fengwu_ghr.training.dataset import FineSamples
-from fengwu_ghr.training.fine import FineForecast, FineScores
+from fengwu_ghr.training.fine import FineForecast
 from fengwu_ghr.training.record import read_log
+from fengwu_ghr.training.scores import Scores
 from fengwu_ghr.training.stage import AdaptStage
 from fengwu_ghr.training.world import World
 
@@ -211,7 +212,7 @@ def test_scores_are_area_weighted_errors_in_physical_units(world: World, base: P
     torch.nn.init.zeros_(forecast.model.backbone.decoder.deconvolution.weight)
     samples = FineSamples(world, "validation", in_memory=0)
     with torch.no_grad():
-        found = FineScores(samples, windows=1).of(forecast)
+        found = Scores(samples, 1, NetworkGrid(20)).of(forecast.step, forecast.device)
     assert set(found) == {f"{name} {hours} h" for name in ("z500", "t850", "2t", "u850") for hours in (6, 24)}
     channel, inner = world.channels.index("t850"), NetworkGrid(20).inner
     error = (samples.state(0, 4) - samples.state(0, 0))[channel, 1:-1].astype(np.float64)

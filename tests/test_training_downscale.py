@@ -179,7 +179,7 @@ def test_training_is_of_these_settings_once(world: World, trained: tuple[Downsca
     assert entries[-1]["validation"]["t850"] != entries[-1]["validation"]["t850 detail alone"]
     again = train_downscaling(world, SETTINGS, folder, Silence())
     assert torch.equal(again.refiner.last.weight, downscaling.refiner.last.weight)
-    with pytest.raises(UsageError, match="trained with other settings or on another world"):
+    with pytest.raises(UsageError, match="made with other settings, of another base or on another world"):
         train_downscaling(world, SETTINGS.model_copy(update={"width": 4}), folder, Silence())
 
 

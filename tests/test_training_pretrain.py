@@ -18,19 +18,20 @@ from fengwu_ghr.checkpoint import Checkpoint, load_model, verify
 from fengwu_ghr.config import InputSection, ModelSection, OutputSection, RunConfig
 from fengwu_ghr.engine.torch_engine import Compute, TorchStepper
 from fengwu_ghr.errors import InputError, Interrupted, UsageError
+from fengwu_ghr.grid import backbone_grid
 from fengwu_ghr.initialise import build
 from fengwu_ghr.training.dataset import CoarseSamples, FineSamples
 from fengwu_ghr.training.loop import Ranks
 from fengwu_ghr.training.pretrain import (
     PretrainSettings,
     PretrainTask,
-    Scores,
     output_scale,
     pretrain,
     scale_output,
     scaled_step,
 )
 from fengwu_ghr.training.record import last_validation, read_log
+from fengwu_ghr.training.scores import Scores
 from fengwu_ghr.training.world import World
 
 SMALL = {"width": 32, "heads": 2, "depth": 4, "decoder_width": 32}
@@ -136,8 +137,11 @@ def test_the_checkpoint_forecasts_the_validation_states_as_in_training(run: Path
     """What validation found with the running mean of the weights, found with the checkpoint."""
     backbone = load_model(Checkpoint.open(run / "model")).backbone
     with torch.no_grad():
-        found = Scores(CoarseSamples(world, "validation"), windows=3).of(backbone, torch.ones(69, 1, 1))
-    assert found == pytest.approx(last_validation(run / "phase-2"), rel=1e-4)
+        scores = Scores(CoarseSamples(world, "validation"), 3, backbone_grid(20))
+        found = scores.of(lambda states, _: backbone(states), torch.device("cpu"))
+    then = last_validation(run / "phase-2")
+    assert found == pytest.approx({name: then[name] for name in found}, rel=1e-4)
+    assert set(then) == set(found) | {f"{name} persistence" for name in found}
 
 
 def test_the_checkpoint_runs_as_the_split(run: Path, world: World) -> None:
@@ -200,7 +204,7 @@ def test_a_finished_model_is_left_alone(run: Path, world: World) -> None:
     pretrain(world, settings(), run, listener)
     assert listener.notes == [f"{run / 'model'} is trained already"]
     assert (run / "model" / "model.toml").stat().st_mtime_ns == before
-    with pytest.raises(UsageError, match="trained with other settings or on another world"):
+    with pytest.raises(UsageError, match="made with other settings, of another base or on another world"):
         pretrain(world, settings(noise=0.2), run, listener)
 
 

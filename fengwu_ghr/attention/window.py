@@ -38,9 +38,14 @@ def self_attention(
 ) -> Float[Tensor, "group token width"]:
     """softmax(q kᵀ / √d) v for each head of d = width / heads; the last axis of `qkv` is (3, heads, d).
 
-    No score matrix is held: memory grows with the tokens, not with their square (PyTorch's fused kernels).
+    Without gradients no score matrix is held: memory grows with the tokens, not with their square (PyTorch's fused
+    kernels).
     """
     group, tokens, _ = qkv.shape
     q, k, v = qkv.view(group, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (group, heads, token, d) each
-    mixed = F.scaled_dot_product_attention(q, k, v)
+    if qkv.requires_grad and qkv.device.type == "cpu":
+        # The backward of the fused kernel is slow there in bfloat16; at training sizes the scores fit.
+        mixed = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v)
     return mixed.transpose(1, 2).reshape(group, tokens, -1)

@@ -19,14 +19,16 @@ from fengwu_ghr.checkpoint import Checkpoint, load_model
 from fengwu_ghr.errors import UsageError
 from fengwu_ghr.grid import NetworkGrid
 from fengwu_ghr.initialise import build
-from fengwu_ghr.model_card import CARD, ModelCard, read_card
+from fengwu_ghr.model_card import ModelCard
 from fengwu_ghr.training.dataset import FineSamples
-from fengwu_ghr.training.fine import FineForecast, FineScores
+from fengwu_ghr.training.fine import FineForecast
 from fengwu_ghr.training.fine_tasks import Prepared, part_of, task_of
-from fengwu_ghr.training.loop import Progress, Ranks, TrainSettings, run_loop
+from fengwu_ghr.training.identity import describe_world, identity_in, identity_of, is_made
+from fengwu_ghr.training.loop import Ranks, TrainSettings, run_loop
 from fengwu_ghr.training.losses import LossWeights
-from fengwu_ghr.training.pretrain import STEP_HOURS, describe_world, identity_of
+from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.record import last_validation
+from fengwu_ghr.training.scores import STEP_HOURS, Scores
 from fengwu_ghr.training.stage import AdaptStage
 from fengwu_ghr.training.world import World
 from fengwu_ghr.transfer import TransferModel
@@ -45,7 +47,7 @@ def zero_shot(base: Path, folder: Path) -> Path:
             f"{a.lora_steps} lead steps: give the pretrained checkpoint"
         )
     identity = hashlib.sha256(f"split {source.digest}".encode()).hexdigest()
-    if not _is_made(target, identity):
+    if not is_made(target, identity_in(target), identity):
         about = _provenance(source, identity, "the split as it is")
         card = source.card.model_copy(update={"name": f"{source.card.name}-split", "provenance": about})
         checkpoint.save(target, load_model(source), card=card)
@@ -61,7 +63,7 @@ def adapt(world: World, stage: AdaptStage, base: Path, folder: Path, progress: P
     source, target = Checkpoint.open(base), folder / "model"
     check_fits(source, world)
     identity = hashlib.sha256(f"{identity_of(world, stage)} {source.digest}".encode()).hexdigest()
-    if _is_made(target, identity):
+    if is_made(target, identity_in(target), identity):
         progress.note(f"{target} is trained already")
         return target
     run = _prepare(world, stage, source)
@@ -132,7 +134,7 @@ def _prepare(world: World, stage: AdaptStage, source: Checkpoint) -> Prepared:
     forecast = FineForecast(model.to(ranks.device), world)
     # Fine states fill memory quickly, and are interpolated in a fraction of a training step.
     train, validation = (FineSamples(world, split, in_memory=0) for split in ("train", "validation"))
-    scores = FineScores(validation, stage.validation_windows)
+    scores = Scores(validation, stage.validation_windows, NetworkGrid(world.scale))
     return Prepared(
         stage=stage,
         forecast=forecast,
@@ -145,9 +147,9 @@ def _prepare(world: World, stage: AdaptStage, source: Checkpoint) -> Prepared:
 
 
 @torch.no_grad()
-def _scored(forecast: FineForecast, scores: FineScores, train: TrainSettings) -> dict[str, float]:
+def _scored(forecast: FineForecast, scores: Scores, train: TrainSettings) -> dict[str, float]:
     with torch.autocast(forecast.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
-        return scores.of(forecast)
+        return scores.of(forecast.step, forecast.device)
 
 
 def _architecture(stage: AdaptStage, source: Checkpoint) -> Architecture:
@@ -170,19 +172,6 @@ def _parts(architecture: Architecture) -> list[tuple[bool, set[str]]]:
         (bool(architecture.res_after), {"res_after", "res_window", "res_mlp", "phase_embedding"}),
         (bool(architecture.lora_steps), {"lora_rank", "lora_steps", "lora_alpha", "lora_group"}),
     ]
-
-
-def _is_made(target: Path, identity: str) -> bool:
-    """Whether this very model is there. Raises UsageError where another is."""
-    if not (target / CARD).exists():
-        return False
-    found = read_card(target).provenance.get("identity", "none")
-    if found != identity:
-        raise UsageError(
-            f"{target} was made with other settings, of another base or on another world (identity {found[:12]}, "
-            f"this run has {identity[:12]}); choose another folder, or remove it"
-        )
-    return True
 
 
 def _card(

@@ -4,20 +4,21 @@ Each part has its verb: `train simulate`, `train pretrain`, `train adapt`, `trai
 `folder`: seed-N/backbone/model, seed-N/NAME/model of each stage, evidence.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from fengwu_ghr.checkpoint import Checkpoint
 from fengwu_ghr.config import Section
-from fengwu_ghr.durable import replace_file
+from fengwu_ghr.durable import make_folder, writing
 from fengwu_ghr.errors import UsageError
 from fengwu_ghr.training.adapt import adapt
 from fengwu_ghr.training.downscale import DownscaleSettings, train_downscaling
 from fengwu_ghr.training.evidence import EvidenceSettings, baseline_bias, score
-from fengwu_ghr.training.loop import Progress
 from fengwu_ghr.training.pretrain import PretrainSettings, pretrain
+from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.simulate import SimulateSettings, simulate
 from fengwu_ghr.training.specs import SourceSpec
 from fengwu_ghr.training.stage import AdaptStage
@@ -44,6 +45,8 @@ class ChainSettings(Section):
     """The stage whose model the verdict is about."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Pretraining and transfer are done once per seed; baselines come from the first."""
+    like: Path | None = None
+    """A checkpoint whose statistics the world takes, so that its training goes on with new weather."""
     simulate: SimulateSettings
     pretrain: PretrainSettings
     downscale: DownscaleSettings | None = None
@@ -64,16 +67,25 @@ class ChainSettings(Section):
             raise ValueError(f"headline must be one of {', '.join(known[1:])}; got {self.headline!r}")
         return self
 
+    @property
+    def evidence_folder(self) -> Path:
+        """Where tables, report and pictures lie."""
+        return self.folder / "evidence"
+
     def model(self, seed: int, name: str) -> Path:
         """Where the checkpoint of a stage, or of the backbone, lies."""
         return self.folder / f"seed-{seed}" / name / "model"
 
 
 def run_simulate(settings: ChainSettings, progress: Progress) -> World:
-    """The world is there, with its statistics."""
-    world = settings.simulate
-    simulate(world, progress=_days(progress))
-    return World.open(world.folder)
+    """The world is there; its statistics are its own, or those of the checkpoint it is to be `like`."""
+    world = World.open(simulate(settings.simulate, progress))
+    if settings.like:
+        source = Checkpoint.open(settings.like)
+        named = source.card.provenance.get("persisted channels", "none")
+        persisted = [] if named == "none" else named.split(", ")
+        world.adopt_statistics(source.normalisation, persisted, source=source.digest)
+    return world
 
 
 def run_pretrain(settings: ChainSettings, progress: Progress) -> list[Path]:
@@ -98,8 +110,9 @@ def run_adapt(settings: ChainSettings, progress: Progress) -> list[Path]:
 
 def run_evidence(settings: ChainSettings, progress: Progress) -> dict[str, tuple[SourceSpec, Tables]]:
     """Every source and its tables, complete. The downscaling baseline is trained where it is missing."""
-    world, folder = World.open(settings.simulate.folder), settings.folder / "evidence"
-    folder.mkdir(parents=True, exist_ok=True)
+    world, folder = World.open(settings.simulate.folder), settings.evidence_folder
+    with writing(folder):
+        make_folder(folder)
     if settings.downscale:
         train_downscaling(world, settings.downscale, settings.folder / "downscaling", progress)
     specs = list(sources_of(settings, world, folder, progress))
@@ -142,23 +155,3 @@ def sources_of(
         yield replace(raw, name=f"{raw.name}-corrected", title=f"{raw.title}, bias removed", bias=bias)
     if evidence.twin_dates:
         yield SourceSpec("twin", "twin of the truth", "twin", dates=evidence.twin_dates)
-
-
-def write_report(settings: ChainSettings, text: str) -> Path:
-    """The verdict lies in the evidence's folder."""
-    path = settings.folder / "evidence" / "verdict.md"
-    replace_file(path, text.encode())
-    return path
-
-
-def _days(progress: Progress) -> Callable[[float, float], None]:
-    begun = False
-
-    def report(done: float, total: float) -> None:
-        nonlocal begun
-        if not begun:
-            progress.begin("simulate, days", int(done), int(total))
-            begun = True
-        progress.stepped(int(done), {})
-
-    return report

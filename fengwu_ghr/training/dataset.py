@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Literal, NamedTuple
+from functools import lru_cache, partial
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from fengwu_ghr.errors import InputError
-from fengwu_ghr.grid import SUBFIELDS_PER_AXIS, NetworkGrid, product_grid
+from fengwu_ghr.grid import SUBFIELDS_PER_AXIS, NetworkGrid
 from fengwu_ghr.regrid import NetworkMap
+from fengwu_ghr.remap import remap_state
 from fengwu_ghr.training.world import Series, World
 
 Coarsening = Literal["area", "strided"]
@@ -21,6 +22,7 @@ IN_MEMORY = 6 * 2**30
 """Bytes of states that are held in memory; more are read from disk whenever they are drawn."""
 
 State = Float32[np.ndarray, "channel row column"]
+Item = TypeVar("Item")
 
 
 class Window(NamedTuple):
@@ -73,6 +75,11 @@ class Samples(ABC):
         """The states of the window of this number, 0 <= index < count(length); may share memory."""
         return self._states(self.windows(length)[index], length)
 
+    def frame(self, index: int, length: int, step: int) -> Float32[Tensor, "channel row column"]:
+        """State number `step` of `sample(index, length)`, without reading the others; may share memory."""
+        window = self.windows(length)[index]
+        return torch.from_numpy(self.state(window.series, window.start + step))
+
     def _states(self, window: Window, length: int) -> Float32[Tensor, "time channel row column"]:
         if self._held:
             return torch.from_numpy(self._held[window.series][window.start : window.start + length])
@@ -115,21 +122,12 @@ class FineSamples(Samples):
     """
 
     def __init__(self, world: World, split: str, *, in_memory: int = 0) -> None:
-        self._map = NetworkMap(NetworkGrid(world.scale))
-        self._source = product_grid(world.scale)
-        super().__init__(world, split, shape=self._map.network.shape, in_memory=in_memory)
+        network = NetworkGrid(world.scale)
+        self._to_network = partial(NetworkMap(network).from_source, source=world.fine_grid)
+        super().__init__(world, split, shape=network.shape, in_memory=in_memory)
 
     def read(self, series: Series, index: int) -> State:
-        fine = series.fine(index)
-        state = np.empty((len(fine), *self.shape), np.float32)
-        for row, (field, channel) in enumerate(zip(fine, self.world.channels.channels)):
-            what = channel.definition
-            state[row] = self._map.from_source(
-                field, self._source, is_vector=what.is_vector, smooth=what.is_smooth
-            )
-            if what.minimum is not None or what.maximum is not None:
-                np.clip(state[row], what.minimum, what.maximum, out=state[row])
-        return state
+        return remap_state(series.fine(index), self.world.channels.channels, self._to_network)
 
 
 class StridedSamples(Samples):
@@ -149,9 +147,12 @@ class StridedSamples(Samples):
         return SUBFIELDS_PER_AXIS**2 * super().count(length)
 
     def sample(self, index: int, length: int) -> Float32[Tensor, "time channel row column"]:
-        n = SUBFIELDS_PER_AXIS
-        window, k = divmod(index, n * n)
-        return self._fine.sample(window, length)[:, :, k // n :: n, k % n :: n]
+        window, k = divmod(index, SUBFIELDS_PER_AXIS**2)
+        return _subfield(self._fine.sample(window, length), k)
+
+    def frame(self, index: int, length: int, step: int) -> Float32[Tensor, "channel row column"]:
+        window, k = divmod(index, SUBFIELDS_PER_AXIS**2)
+        return _subfield(self._fine.frame(window, length, step), k)
 
 
 def backbone_samples(
@@ -168,10 +169,22 @@ def draw(number: int, *, count: int, stream: tuple[int, ...]) -> int:
     return int(_permutation(count, (*stream, epoch))[place])
 
 
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """So many of them, from the first to the last; all where there are fewer."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
+    return [items[place] for place in np.unique(places)]
+
+
 def noise_generator(number: int, *, stream: tuple[int, ...], device: torch.device) -> torch.Generator:
     """Random numbers for the n-th sample of a run, the same however the run was cut into attempts or ranks."""
     (seed,) = np.random.SeedSequence([*stream, number]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(seed) >> 1)
+
+
+def _subfield(values: Float32[Tensor, "*time row column"], k: int) -> Float32[Tensor, "*time row3 column3"]:
+    """Sub-field k = 3 a + b: every third row from a on, every third column from b on."""
+    n = SUBFIELDS_PER_AXIS
+    return values[..., k // n :: n, k % n :: n]
 
 
 @lru_cache(maxsize=4)

@@ -7,6 +7,7 @@ does not beat the last has only learned to downscale.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ from fengwu_ghr.grid import NetworkGrid
 from fengwu_ghr.initialise import initialise
 from fengwu_ghr.normalise import Normalisation
 from fengwu_ghr.regrid import NetworkMap
-from fengwu_ghr.training.dataset import CoarseSamples, FineSamples, Samples, Window, draw
-from fengwu_ghr.training.fine import evenly_spaced
-from fengwu_ghr.training.loop import Progress, Ranks, Task, TrainSettings, run_loop
+from fengwu_ghr.remap import remap_state
+from fengwu_ghr.training.dataset import CoarseSamples, FineSamples, Samples, Window, draw, evenly_spaced
+from fengwu_ghr.training.identity import describe_world, identity_of, is_made
+from fengwu_ghr.training.loop import Ranks, Task, TrainSettings, run_loop
 from fengwu_ghr.training.losses import LossSettings, LossWeights, weighted_mse
-from fengwu_ghr.training.pretrain import SCORED, describe_world, identity_of
+from fengwu_ghr.training.progress import Progress
+from fengwu_ghr.training.scores import SCORED, scored_squares
 from fengwu_ghr.training.world import Series, World
 from fengwu_ghr.transfer import SUBFIELDS, recombine
-from fengwu_ghr.variables import ChannelSet, Variable
+from fengwu_ghr.variables import ChannelSet
 
 WEIGHTS = "downscaling.safetensors"
 
@@ -111,31 +114,19 @@ class Interpolation:
 
     def __init__(self, scale: int, channels: ChannelSet) -> None:
         self.map, self._channels = NetworkMap(NetworkGrid(scale)), channels.channels
+        self._to_network = partial(self.map.from_source, source=self.map.network.backbone)
 
     def __call__(
         self, coarse: Float32[np.ndarray, "channel lat lon"]
     ) -> Float32[np.ndarray, "channel row column"]:
         """The fields of the backbone grid on the network grid."""
-        network = self.map.network
-        state = np.empty((len(coarse), *network.shape), np.float32)
-        for row, (field, channel) in enumerate(zip(coarse, self._channels)):
-            what = channel.definition
-            state[row] = self.map.from_source(
-                field, network.backbone, is_vector=what.is_vector, smooth=what.is_smooth
-            )
-            _keep_to_bounds(state[row], what)
-        return state
+        return remap_state(coarse, self._channels, self._to_network)
 
     def to_product(
         self, state: Float32[np.ndarray, "channel row column"]
     ) -> Float32[np.ndarray, "channel lat lon"]:
         """The fields of the network grid on the product grid."""
-        product = np.empty((len(state), *self.map.network.product.shape), np.float32)
-        for row, (field, channel) in enumerate(zip(state, self._channels)):
-            what = channel.definition
-            product[row] = self.map.to_product(field, is_vector=what.is_vector, smooth=what.is_smooth)
-            _keep_to_bounds(product[row], what)
-        return product
+        return remap_state(state, self._channels, self.map.to_product)
 
 
 class InterpolatedSamples(Samples):
@@ -200,8 +191,7 @@ def train_downscaling(
     where the folder holds a downscaling of other settings or another world.
     """
     path, identity = folder / WEIGHTS, identity_of(world, settings)
-    if path.exists():
-        _check_same(path, identity)
+    if is_made(path, _identity_in(path), identity):
         progress.note(f"{path} is trained already")
         return Downscaling.load(folder, world)
     task = DownscaleTask(world, settings)
@@ -246,11 +236,8 @@ class DownscaleTask(Task):
         return settings | {"world": describe_world(self._world)}
 
     def _rmse(self, errors: Float32[Tensor, "batch channel row column"]) -> dict[str, float]:
-        channels = [self._world.channels.index(name) for name in SCORED]
-        std = self._world.statistics.normalisation.std[channels]
-        by_row = errors[:, channels].square().mean(dim=(0, 3))
-        rmse = (by_row @ self._weights.rows / self._weights.rows.numel()).sqrt()
-        return dict(zip(SCORED, (std * rmse.numpy()).tolist()))
+        squares = scored_squares(errors, self._world, NetworkGrid(self._world.scale))
+        return dict(zip(SCORED, squares.sqrt().tolist()))
 
 
 class Pairs:
@@ -281,14 +268,11 @@ class Pairs:
         return self._fine.state(*window) - self._interpolated.state(*window)
 
 
-def _check_same(path: Path, identity: str) -> None:
+def _identity_in(path: Path) -> str | None:
+    if not path.exists():
+        return None
     with safe_open(path, framework="pt") as file:
-        found = file.metadata()["identity"]
-    if found != identity:
-        raise UsageError(
-            f"{path} was trained with other settings or on another world (identity {found[:12]}, this run has "
-            f"{identity[:12]}); choose another folder, or remove it"
-        )
+        return str(file.metadata()["identity"])
 
 
 def _refiner(world: World, settings: DownscaleSettings) -> Refiner:
@@ -298,8 +282,3 @@ def _refiner(world: World, settings: DownscaleSettings) -> Refiner:
 
 def _ground(world: World) -> tuple[Interpolation, Normalisation]:
     return Interpolation(world.scale, world.channels), world.statistics.normalisation
-
-
-def _keep_to_bounds(field: Float32[np.ndarray, "row column"], what: Variable) -> None:
-    if what.minimum is not None or what.maximum is not None:
-        np.clip(field, what.minimum, what.maximum, out=field)

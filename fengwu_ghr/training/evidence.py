@@ -7,25 +7,26 @@ same leads after truncation to what the backbone's grid can hold.
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fengwu_ghr.config import Section
-from fengwu_ghr.durable import make_folder
-from fengwu_ghr.errors import InputError
-from fengwu_ghr.training.loop import Progress
+from fengwu_ghr.errors import InputError, UsageError
+from fengwu_ghr.training.identity import claim, describe_world
 from fengwu_ghr.training.normals import Normals
+from fengwu_ghr.training.progress import Progress, Silence
 from fengwu_ghr.training.reference import restart_indices
-from fengwu_ghr.training.sources import InitialDate, Source
+from fengwu_ghr.training.sources import Fine, InitialDate, Source
 from fengwu_ghr.training.specs import SourceSpec
 from fengwu_ghr.training.tables import HEADLINE, Tables
 from fengwu_ghr.training.world import STEP, World, save_array
@@ -33,6 +34,8 @@ from fengwu_ghr.verify.spectra import spectral_sums, truncate
 from fengwu_ghr.verify.statistics import Sums, state_sums
 
 Result = TypeVar("Result")
+Fields = tuple[Fine, Fine, Fine]
+"""Forecast, truth and climatology of one valid time."""
 
 
 class EvidenceSettings(Section):
@@ -58,6 +61,18 @@ class EvidenceSettings(Section):
     """Test dates of the twin of the truth."""
     workers: int = Field(2, gt=0)
     """Processes, one thread each."""
+
+    @model_validator(mode="after")
+    def _some_spectra_are_reached(self) -> "EvidenceSettings":
+        if not any(0 < step <= self.lead_steps for step in self.spectra_steps):
+            raise ValueError(
+                f"spectra_steps must hold a step from 1 to lead_steps = {self.lead_steps}; got {self.spectra_steps}"
+            )
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the sums of a date."""
+        return self.model_dump(include={"lead_steps", "spectra_steps", "truncation", "harmonics"})
 
 
 @dataclass(frozen=True)
@@ -111,8 +126,17 @@ def score(
     folder: Path,
     progress: Progress,
 ) -> dict[str, Tables]:
-    """The tables of every source, complete, in folder/NAME; raises InputError where climatology saw a test date."""
-    normals = Normals.of(world, folder, harmonics=settings.harmonics, progress=lambda done, total: None)
+    """The tables of every source, complete, in folder/NAME.
+
+    Raises InputError where climatology saw a test date; UsageError where a folder holds the tables of another model
+    or other settings, or the truncation is beyond what the grid can hold.
+    """
+    if settings.truncation >= (degrees := world.fine_grid.shape[0] - 1):
+        raise UsageError(
+            f"evidence.truncation must lie below the {degrees} total wavenumbers of {world.fine_grid}; "
+            f"got {settings.truncation}"
+        )
+    normals = Normals.of(world, folder, harmonics=settings.harmonics, progress=progress)
     _check_independent(world, normals, settings)
     ground = above_ground(world, normals)
     return {spec.name: _score_source(world, spec, settings, folder, list(ground), progress) for spec in specs}
@@ -127,7 +151,7 @@ def _score_source(
     progress: Progress,
 ) -> Tables:
     own = folder / spec.name
-    make_folder(own)
+    claim(own, settings.describe() | spec.describe() | {"world": describe_world(world)})
     tables = Tables.load(own, ground, world)
     dates = initial_dates(world, settings, count=spec.dates)
     done = {(member, start) for member, start in tables.everywhere.starts}
@@ -153,47 +177,55 @@ class _Job:
     def __call__(self, date: InitialDate) -> ScoredDate:
         world, source, normals, ground = _prepared(self)
         truth = world.series(date.split)[date.series]
-        headline = [world.channels.names.index(name) for name in HEADLINE]
         sums: dict[str, dict[int, Sums]] = {kind: {} for kind in Tables.KINDS}
-        areas = world.fine_grid.cell_areas()
         for step, forecast in enumerate(source.states(date, self.settings.lead_steps), start=1):
-            real = np.asarray(truth.fine(date.index + step))
             normal = normals.fine.at(source.valid_time(date, step))
-            sums["everywhere"][step] = state_sums(forecast, real, normal, areas=areas)
-            if ground:
-                rows = [world.channels.names.index(name) for name in ground]
-                sums["above_ground"][step] = state_sums(
-                    forecast[rows],
-                    real[rows],
-                    normal[rows],
-                    areas=areas,
-                    points=np.stack(list(ground.values())),
-                )
+            fields = forecast, np.asarray(truth.fine(date.index + step)), normal
+            for kind, found in _sums_of_points(world, fields, ground):
+                sums[kind][step] = found
             if step in self.settings.spectra_steps:
-                pair = forecast[headline], real[headline]
-                sums["spectra"][step] = spectral_sums(*pair, world.fine_grid)
-                cut = (
-                    truncate(fields, world.fine_grid, wavenumber=self.settings.truncation)
-                    for fields in (*pair, normal[headline])
-                )
-                sums["truncated"][step] = state_sums(*cut, areas=areas)
+                for kind, found in _sums_of_waves(world, fields, self.settings.truncation):
+                    sums[kind][step] = found
         return ScoredDate(date, sums)
+
+
+def _sums_of_points(
+    world: World, fields: Fields, ground: Mapping[str, Bool[np.ndarray, "lat lon"]]
+) -> Iterator[tuple[str, Sums]]:
+    areas = world.fine_grid.cell_areas()
+    yield "everywhere", state_sums(*fields, areas=areas)
+    if ground:
+        rows = [world.channels.names.index(name) for name in ground]
+        points = np.stack(list(ground.values()))
+        yield "above_ground", state_sums(*(state[rows] for state in fields), areas=areas, points=points)
+
+
+def _sums_of_waves(world: World, fields: Fields, wavenumber: int) -> Iterator[tuple[str, Sums]]:
+    grid, rows = world.fine_grid, [world.channels.names.index(name) for name in HEADLINE]
+    forecast, truth, normal = (state[rows] for state in fields)
+    yield "spectra", spectral_sums(forecast, truth, grid)
+    cut = (truncate(state, grid, wavenumber=wavenumber) for state in (forecast, truth, normal))
+    yield "truncated", state_sums(*cut, areas=grid.cell_areas())
 
 
 @lru_cache(maxsize=1)
 def _prepared(job: _Job) -> tuple[World, Source, Normals, dict[str, np.ndarray]]:
     world = World.open(job.world)
-    normals = Normals.of(
-        world, job.folder, harmonics=job.settings.harmonics, progress=lambda done, total: None
-    )
+    normals = Normals.of(world, job.folder, harmonics=job.settings.harmonics, progress=Silence())
     return world, job.spec.make(world, normals), normals, above_ground(world, normals)
 
 
 def baseline_bias(
     world: World, spec: SourceSpec, settings: EvidenceSettings, folder: Path, progress: Progress
 ) -> Path:
-    """The numerical baseline's mean error by lead step, on training dates, as .npy (step, channel, lat, lon)."""
-    path = folder / f"bias-{spec.name}.npy"
+    """The numerical baseline's mean error by lead step, on training dates, as .npy (step, channel, lat, lon).
+
+    Raises UsageError where the folder holds that of other settings.
+    """
+    own = folder / f"{spec.name}-bias"
+    path = own / "bias.npy"
+    wanted = settings.model_dump(include={"lead_steps", "bias_dates", "spacing_days"})
+    claim(own, wanted | spec.describe() | {"world": describe_world(world)})
     if path.exists():
         return path
     dates = initial_dates(world, settings, split="train", count=settings.bias_dates)
@@ -245,7 +277,8 @@ def _map(
 
 
 def _start_worker() -> None:
-    """One core each: libraries read these before they are loaded."""
+    """One core each, and Ctrl-C is for the process that waits: libraries read these before they are loaded."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     import torch
 

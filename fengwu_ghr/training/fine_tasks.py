@@ -11,11 +11,12 @@ from torch import Tensor
 
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.training.dataset import FineSamples, draw, noise_generator
-from fengwu_ghr.training.fine import FineForecast, FineScores
+from fengwu_ghr.training.fine import FineForecast
 from fengwu_ghr.training.loop import Task
 from fengwu_ghr.training.losses import LossWeights, spectral_loss, weighted_mse
 from fengwu_ghr.training.pretrain import output_scale
 from fengwu_ghr.training.replay import Leg, ReplayBuffer
+from fengwu_ghr.training.scores import Scores
 from fengwu_ghr.training.stage import AdaptStage
 
 OBJECTIVES: dict[str, Callable[[Tensor, Tensor, LossWeights], Tensor]] = {
@@ -31,7 +32,7 @@ class Prepared:
     stage: AdaptStage
     forecast: FineForecast
     train: FineSamples
-    scores: FineScores
+    scores: Scores
     weights: LossWeights
     before: dict[str, float]
     about: dict[str, Any]
@@ -59,7 +60,7 @@ class AdaptTask(Task):
     def validate(self) -> dict[str, float]:
         """Scores of the model, and beside them those of the checkpoint the stage began with."""
         before = {f"{name} before": value for name, value in self.prepared.before.items()}
-        return self.prepared.scores.of(self.forecast) | before
+        return self.prepared.scores.of(self.forecast.step, self.forecast.device) | before
 
     def describe(self) -> dict[str, Any]:
         words = {"name", "description", "licence"}

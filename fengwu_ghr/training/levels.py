@@ -14,8 +14,8 @@ from fengwu_ghr.variables import STANDARD_GRAVITY
 
 LAPSE_RATE = 0.0065
 """K m-1, below the lowest model level."""
-DRY_AIR = 2 / 7 * 1004.0
-"""Gas constant of dry air, J kg-1 K-1, from the heat capacity and the kappa that the simulator computes with."""
+DRY_AIR = 2 / 7 * 1004.64
+"""Gas constant of dry air, J kg-1 K-1, from the kappa and the heat capacity that the simulator computes with."""
 
 _EXPONENT = LAPSE_RATE * DRY_AIR / STANDARD_GRAVITY
 

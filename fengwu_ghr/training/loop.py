@@ -16,7 +16,7 @@ from math import cos, isfinite, pi
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from fengwu_ghr.config import Section
 from fengwu_ghr.durable import make_folder, writing
 from fengwu_ghr.engine.torch_engine import check_device
 from fengwu_ghr.errors import Interrupted, UsageError
+from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.record import Log, SavedState, draw_curves, load_state, save_state
 
 FINAL_RATE = 0.02
@@ -88,20 +89,6 @@ class TrainSettings(Section):
     def average_decay_at(self, step: int) -> float:
         """Short at first, so that the running mean does not remember the weights before training."""
         return min(self.average_decay, (1 + step) / (10 + step))
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """Hears how training goes; the command line shows it."""
-
-    def note(self, text: str) -> None:
-        """One line worth knowing."""
-
-    def begin(self, title: str, done: int, total: int) -> None:
-        """Stepping starts; `done` of `total` steps lie behind."""
-
-    def stepped(self, done: int, facts: Mapping[str, float]) -> None:
-        """One more step is done; `facts` has `loss`, `rate` and `samples/s`."""
 
 
 class Task(ABC):

@@ -1,6 +1,6 @@
 """Normals of a simulated world: the climatology of its training years, fine and coarse, and the detail between."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from functools import lru_cache
@@ -11,9 +11,11 @@ from jaxtyping import Float32
 
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.regrid import Regridder
+from fengwu_ghr.remap import remap_state
+from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.world import World
 from fengwu_ghr.variables import ChannelSet
-from fengwu_ghr.verify.climatology import Climatology, HarmonicFit
+from fengwu_ghr.verify.climatology import Climatology, HarmonicFit, Period
 
 NAMES = ("fine", "coarse")
 
@@ -26,40 +28,35 @@ class Normals:
     coarse: Climatology
 
     @classmethod
-    def of(
-        cls, world: World, folder: Path, *, harmonics: int = 2, progress: Callable[[int, int], None]
-    ) -> "Normals":
+    def of(cls, world: World, folder: Path, *, harmonics: int = 2, progress: Progress) -> "Normals":
         """Those kept in the folder, else made of every training state and kept there.
 
-        Raises InputError where what is kept belongs to other training states.
+        Raises InputError where what is kept belongs to other training states, or has other harmonics.
         """
         paths = [folder / f"climatology-{name}.npz" for name in NAMES]
         if not all(path.exists() for path in paths):
             for climatology, path in zip(_fit(world, harmonics, progress), paths):
                 climatology.save(path)
         kept = cls(*(Climatology.load(path) for path in paths))
-        kept._check_is_of(world, paths[0])
+        kept._check_is_of(world, harmonics, paths[0])
         return kept
 
-    def _check_is_of(self, world: World, path: Path) -> None:
-        wanted = {(s.member, s.times[0], s.times[-1]) for s in world.series("train")}
-        if {(p.member, p.first, p.last) for p in self.fine.covers} != wanted:
+    def _check_is_of(self, world: World, harmonics: int, path: Path) -> None:
+        spans = [Period(s.times[0], s.times[-1], s.member) for s in world.series("train")]
+        has_terms = len(self.fine.coefficients) == 1 + 2 * harmonics
+        if not (has_terms and _covers_just(self.fine.covers, spans)):
             raise InputError(
-                f"{path} was made of other training states than those in {world.folder}; remove it"
+                f"{path} was made of other training states than those in {world.folder}, or has other annual "
+                f"harmonics than {harmonics}; remove it"
             )
 
 
-def interpolated(
-    states: Float32[np.ndarray, "channel row column"], regridder: Regridder, channels: ChannelSet
-) -> Float32[np.ndarray, "channel lat lon"]:
-    """Every channel interpolated as a product is: cubic, vectors turned at the poles, kept to its bounds."""
-    result = np.empty((len(channels), *regridder.target.shape), np.float32)
-    for out, field, channel in zip(result, states, channels.channels):
-        what = channel.definition
-        out[:] = regridder.apply(field, is_vector=what.is_vector, smooth=what.is_smooth)
-        if what.minimum is not None or what.maximum is not None:
-            np.clip(out, what.minimum, what.maximum, out=out)
-    return result
+def _covers_just(periods: Sequence[Period], spans: Sequence[Period]) -> bool:
+    """Whether the periods hold all spans, and begin and end with one: a few days between two spans do not part them."""
+    firsts, lasts = ({(s.member, s[end]) for s in spans} for end in (0, 1))
+    return all((p.member, p.first) in firsts and (p.member, p.last) in lasts for p in periods) and all(
+        any(p.member == s.member and p.first <= s.first and s.last <= p.last for p in periods) for s in spans
+    )
 
 
 class FineDetail:
@@ -69,7 +66,7 @@ class FineDetail:
     """
 
     def __init__(self, normals: Normals, channels: ChannelSet) -> None:
-        self._normals, self._channels = normals, channels
+        self._normals, self._channels = normals, channels.channels
         self._to_fine = Regridder(normals.coarse.grid, normals.fine.grid)
 
     def at(self, valid_time: datetime) -> Float32[np.ndarray, "channel lat lon"]:
@@ -79,21 +76,20 @@ class FineDetail:
     @lru_cache(maxsize=16)  # noqa: B019  # lives as long as its source
     def _of_day(self, day: date) -> Float32[np.ndarray, "channel lat lon"]:
         noon = datetime.combine(day, time(12))
-        coarse = interpolated(self._normals.coarse.at(noon), self._to_fine, self._channels)
+        coarse = remap_state(self._normals.coarse.at(noon), self._channels, self._to_fine.apply)
         return self._normals.fine.at(noon) - coarse
 
 
-def _fit(
-    world: World, harmonics: int, progress: Callable[[int, int], None]
-) -> tuple[Climatology, Climatology]:
+def _fit(world: World, harmonics: int, progress: Progress) -> tuple[Climatology, Climatology]:
     grids = (world.fine_grid, world.coarse_grid)
     fits = [HarmonicFit(grid, world.channels.names, harmonics=harmonics) for grid in grids]
     series = world.series("train")
-    total, done = sum(map(len, series)), 0
+    progress.begin("climatology", 0, sum(map(len, series)))
+    done = 0
     for run in series:
         for index, valid_time in enumerate(run.times):
             for fit, states in zip(fits, (run.fine, run.coarse)):
                 fit.add(states(index), valid_time, member=run.member)
             done += 1
-            progress(done, total)
+            progress.stepped(done, {})
     return fits[0].solve(), fits[1].solve()

@@ -6,10 +6,10 @@ standard deviations when training ends, it gives the plain tendency, and the che
 Channels that the world does not resolve have a factor of zero: they persist.
 """
 
-import hashlib
+import copy
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,21 @@ from torch import Tensor
 
 from fengwu_ghr import checkpoint
 from fengwu_ghr.backbone import Architecture, Backbone, architecture
+from fengwu_ghr.checkpoint import Checkpoint, load_model
 from fengwu_ghr.config import Section
 from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.grid import backbone_grid
 from fengwu_ghr.initialise import build
-from fengwu_ghr.model_card import CARD, ModelCard, Statistics, read_card
+from fengwu_ghr.model_card import ModelCard, Statistics
 from fengwu_ghr.training.dataset import Coarsening, Samples, backbone_samples, draw, noise_generator
-from fengwu_ghr.training.loop import Progress, Ranks, Task, TrainSettings, run_loop
-from fengwu_ghr.training.losses import LossSettings, LossWeights, mean_one_rows, weighted_mse
+from fengwu_ghr.training.identity import describe_world, identity_in, identity_of, is_made
+from fengwu_ghr.training.loop import Ranks, Task, TrainSettings, run_loop
+from fengwu_ghr.training.losses import LossSettings, LossWeights, weighted_mse
+from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.record import last_validation
+from fengwu_ghr.training.scores import STEP_HOURS, Scores
 from fengwu_ghr.training.world import World, WorldStatistics
-
-SCORED = ("z500", "t850", "2t", "u850")
-SCORED_STEPS = (1, 4, 12, 20)
-"""Lead steps of validation: 6, 24, 72 and 120 hours."""
-
-STEP_HOURS = 6
+from fengwu_ghr.transfer import TransferModel
 
 
 class BackboneSettings(Section):
@@ -92,6 +91,8 @@ class PretrainSettings(Section):
     """Fixes the weights before training, the order of the samples and the noise."""
     backbone: BackboneSettings = BackboneSettings()
     """The network."""
+    start: Path | None = None
+    """A pretrained checkpoint of this network to go on from; the world has its statistics (`like`)."""
     coarsening: Coarsening = "area"
     """How coarse states come from fine ones; `strided` is an ablation, it has seen the fine data."""
     noise: float = Field(0.1, ge=0)
@@ -119,11 +120,10 @@ def pretrain(world: World, settings: PretrainSettings, folder: Path, progress: P
     the samples; UsageError where the folder holds a model of other settings or another world.
     """
     target, identity = folder / "model", identity_of(world, settings)
-    if (target / CARD).exists():
-        _check_same(target, identity)
+    if is_made(target, identity_in(target), identity):
         progress.note(f"{target} is trained already")
         return target
-    model = build(_architecture(world, settings), seed=settings.seed)
+    model = _begun(world, settings)
     train, validation = (
         backbone_samples(world, split, coarsening=settings.coarsening) for split in ("train", "validation")
     )
@@ -165,7 +165,8 @@ class PretrainTask(Task):
             world.channels, world.statistics, backbone_grid(world.scale), settings.loss
         )
         self._scale = output_scale(world.statistics, world.channels.names)
-        self._scores = Scores(validation, windows=settings.validation_windows)
+        windows = settings.validation_windows
+        self._scores = Scores(validation, windows, backbone_grid(world.scale), at_once=windows)
 
     def loss(self, numbers: range) -> Float[Tensor, ""]:
         device = self.backbone.position.device
@@ -179,7 +180,15 @@ class PretrainTask(Task):
         return torch.stack(losses).mean()
 
     def validate(self) -> dict[str, float]:
-        return self._scores.of(self.backbone, self._scale)
+        """Scores of the model, and beside them those of persistence."""
+        device = self.backbone.position.device
+        scale = self._scale.to(device)
+        found = self._scores.of(lambda states, _: scaled_step(self.backbone, states, scale), device)
+        return found | {f"{name} persistence": value for name, value in self._persistence.items()}
+
+    @cached_property
+    def _persistence(self) -> dict[str, float]:
+        return self._scores.of(lambda states, _: states, torch.device("cpu"))
 
     def describe(self) -> dict[str, Any]:
         """The settings but for those of other phases; the world by its training states and statistics."""
@@ -221,62 +230,33 @@ def scale_output(backbone: Backbone, factor: Float32[Tensor, "channel 1 1"]) -> 
     backbone.decoder.deconvolution.weight.mul_(factor)
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Area-weighted RMSE in physical units of forecasts from some windows of the validation series."""
+def _begun(world: World, settings: PretrainSettings) -> TransferModel:
+    """The model before training: fresh, or that of `start`, predicting tendencies over their std.
 
-    samples: Samples
-    windows: int
-
-    def of(self, backbone: Backbone, scale: Float32[Tensor, "channel 1 1"]) -> dict[str, float]:
-        """By channel and lead, as `z500 24 h`, persistence beside it; leads as far as the series reach."""
-        steps = [step for step in SCORED_STEPS if self.samples.count(step + 1)]
-        if not steps:
-            raise InputError(f"validation needs series of two states or more in {self.samples.world.folder}")
-        device, length = backbone.position.device, steps[-1] + 1
-        count = self.samples.count(length)
-        chosen = np.unique(np.linspace(0, count - 1, min(self.windows, count)).astype(int))
-        states = torch.stack([self.samples.sample(int(index), length) for index in chosen])
-        forecast, found = states[:, 0].to(device), {}
-        for step in range(1, length):
-            forecast = scaled_step(backbone, forecast, scale.to(device))
-            if step in steps:
-                hours = step * STEP_HOURS
-                for name, value in self._rmse(forecast.cpu(), states[:, step]):
-                    found[f"{name} {hours} h"] = value
-                for name, value in self._rmse(states[:, 0], states[:, step]):
-                    found[f"{name} {hours} h persistence"] = value
-        return found
-
-    def _rmse(
-        self,
-        forecast: Float32[Tensor, "window channel row column"],
-        truth: Float32[Tensor, "window channel row column"],
-    ) -> Iterator[tuple[str, float]]:
-        world = self.samples.world
-        rows = torch.from_numpy(mean_one_rows(backbone_grid(world.scale))).float()
-        for name in SCORED:
-            channel = world.channels.index(name)
-            squares = (forecast[:, channel] - truth[:, channel]).square().mean(dim=(0, 2))
-            std = float(world.statistics.normalisation.std[channel])
-            yield name, std * float((squares * rows).mean().sqrt())
-
-
-def describe_world(world: World) -> dict[str, Any]:
-    """What of a world decides what is learned: how many training states, and their statistics, hashed."""
-    statistics = world.statistics
-    digest = hashlib.sha256(json.dumps([world.channels.names, statistics.persisted]).encode())
-    for values in (statistics.normalisation.mean, statistics.normalisation.std, statistics.tendency_std):
-        digest.update(np.ascontiguousarray(values, "<f4").tobytes())
-    return {"train_states": sum(map(len, world.series("train"))), "statistics": digest.hexdigest()}
-
-
-def identity_of(world: World, settings: Section) -> str:
-    """sha256 of all that decides the result, for the model card and for recognising a finished run."""
-    # How often one looks or saves, and on how many threads, is no part of it.
-    free = {"train": {"validate_every", "save_every", "threads"}}
-    decides = {"settings": settings.model_dump(mode="json", exclude=free), "world": describe_world(world)}
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    Raises UsageError where the checkpoint is of another architecture, other channels or other statistics.
+    """
+    shape = _architecture(world, settings)
+    if settings.start is None:
+        return build(shape, seed=settings.seed)
+    source = Checkpoint.open(settings.start)
+    own, theirs = world.statistics.normalisation, source.normalisation
+    wanted = [
+        (source.architecture == shape, f"its architecture is {source.architecture}, not {shape}"),
+        (source.channels == world.channels, f"its channels are {source.channels.name}"),
+        (
+            np.array_equal([own.mean, own.std], [theirs.mean, theirs.std]),
+            "its statistics are not the world's",
+        ),
+    ]
+    if wrong := [problem for holds, problem in wanted if not holds]:
+        raise UsageError(
+            f"training cannot go on from {settings.start}: {'; '.join(wrong)}; a world takes the statistics of a "
+            "checkpoint by `like`"
+        )
+    model = copy.deepcopy(load_model(source)).train()  # a copy: the weights are mapped from their file
+    scale = output_scale(world.statistics, world.channels.names)
+    scale_output(model.backbone, torch.where(scale > 0, 1 / scale, 0))
+    return model
 
 
 def _architecture(world: World, settings: PretrainSettings) -> Architecture:
@@ -312,12 +292,3 @@ def _card(
             "validation RMSE": ", ".join(f"{name}: {value:.4g}" for name, value in scores.items()),
         },
     )
-
-
-def _check_same(target: Path, identity: str) -> None:
-    found = read_card(target).provenance.get("identity", "none")
-    if found != identity:
-        raise UsageError(
-            f"{target} was trained with other settings or on another world (identity {found[:12]}, this run has "
-            f"{identity[:12]}); choose another folder, or remove it"
-        )

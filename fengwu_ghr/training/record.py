@@ -5,7 +5,7 @@ The state is one safetensors file, replaced whole: a crash while it is written l
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fengwu_ghr.durable import append, flush, replace_file, writing
 from fengwu_ghr.errors import UsageError
+from fengwu_ghr.training.identity import check_unchanged
 
 STATE, LOG, CURVES = "state.safetensors", "log.jsonl", "curves.png"
 
@@ -53,7 +54,7 @@ def load_state(folder: Path, description: Mapping[str, Any]) -> SavedState | Non
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
-            _check_unchanged(path, json.loads(about["description"]), json.loads(json.dumps(description)))
+            check_unchanged(folder, json.loads(about["description"]), json.loads(json.dumps(description)))
             return SavedState(int(about["step"]), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
@@ -123,25 +124,3 @@ def draw_curves(folder: Path) -> None:
 
 def _line(entry: Mapping[str, Any]) -> str:
     return json.dumps(entry, allow_nan=False) + "\n"
-
-
-def _check_unchanged(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    was, is_ = dict(_flat(before)), dict(_flat(now))
-    changed = [
-        f"{key} was {was.get(key, 'absent')}, is {is_.get(key, 'absent')}"
-        for key in sorted(was.keys() | is_.keys())
-        if was.get(key, "absent") != is_.get(key, "absent")
-    ]
-    if changed:
-        raise UsageError(
-            f"training in {path.parent} began with other settings: {'; '.join(changed)}; give the former ones "
-            "to resume, or another folder"
-        )
-
-
-def _flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value

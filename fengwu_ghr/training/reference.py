@@ -21,8 +21,6 @@ from fengwu_ghr.training.simulate import Member, StateMaker, restart_path
 from fengwu_ghr.training.simulator import Simulator
 from fengwu_ghr.training.world import Series, World
 
-_PIECE_HOURS = 48  # of a forecast at a time: what the simulator keeps of its physics is large
-
 
 class ReferenceForecasts:
     """Forecasts of the simulator from the restarts of a world; `truncation` the world's own, or a coarser one."""
@@ -48,25 +46,27 @@ class ReferenceForecasts:
             restart = truth.perturbed(restart, kelvin=self._kelvin, seed=self._seed)
         simulator = self._simulator(member, self._truncation)
         if simulator is not truth:
-            restart = simulator.from_spectral(truth, restart, valid_time=initial_time)
+            restart = simulator.from_spectral(truth, restart)
         yield from self._states(simulator, restart, hours)
 
     def _states(self, simulator: Simulator, restart: Any, hours: int) -> Iterator[np.ndarray]:
         maker = StateMaker(simulator, scale=self._world.scale, channels=self._world.channels)
-        for begun in range(0, hours, _PIECE_HOURS):
-            restart, states = simulator.advance(restart, hours=min(_PIECE_HOURS, hours - begun), every=6)
+        # In the pieces of the truth, which chose the length of its steps for each.
+        piece = 24 * int(self._world.made_by["chunk_days"])
+        for begun in range(0, hours, piece):
+            restart, states = simulator.advance(restart, hours=min(piece, hours - begun))
             yield from (maker.fine(state) for state in states)
 
     def _simulator(self, member: int, truncation: int) -> Simulator:
         made_by = self._world.made_by
         start = Member.model_validate(made_by["members"][member]).start
-        return _simulator(truncation, int(made_by["time_step"]), start)
+        return _simulator(truncation, tuple(made_by["time_steps"]), start)
 
 
 # A simulator is compiled when it first runs: those of one truncation and start are one.
 @lru_cache
-def _simulator(truncation: int, time_step: int, start: datetime) -> Simulator:
-    return Simulator(truncation=truncation, time_step=time_step, start=start)
+def _simulator(truncation: int, time_steps: tuple[int, ...], start: datetime) -> Simulator:
+    return Simulator(truncation=truncation, time_steps=time_steps, start=start)
 
 
 def restart_indices(world: World, series: Series) -> list[int]:

@@ -1,19 +1,25 @@
-"""The report of the evidence: aims and what came, headline scores, spectra, provenance; Markdown and a picture."""
+"""The report of the evidence: provenance, shares, aims and what came, scores, spectra; Markdown and pictures."""
 
 import platform
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
+from fengwu_ghr.durable import replace_file, writing
 from fengwu_ghr.training.chain import ChainSettings
+from fengwu_ghr.training.pictures import draw_pictures
 from fengwu_ghr.training.specs import SourceSpec
-from fengwu_ghr.training.tables import HEADLINE, Tables
+from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.verdict import (
     Comparison,
+    against_all,
     headline_table,
-    resolved_channels,
     spectra_table,
+    truncated_table,
 )
 from fengwu_ghr.training.world import World
 from fengwu_ghr.verify import metrics
@@ -25,102 +31,121 @@ _KINDS = {
     "resolved": "(ii) resolved levels above ground, surface",
     "skilful": "(iii) where one of the two beats climatology",
 }
-_SIGMA = (0.025, 0.095, 0.2, 0.34, 0.51, 0.685, 0.835, 0.95)
-"""The levels of the simulator."""
+_UNITS = "RMSE in m (z), K, m/s, g/kg (q), hPa (msl); ACC centred; activity: of the forecast over that of the truth."
+_LOST = 8  # channels that are named
 
 
-def report(settings: ChainSettings, world: World, evidence: Evidence, *, command: str) -> str:
-    """The whole report as Markdown. Raises ValueError where the headline model was not scored."""
-    return "\n".join(_lines(settings, world, evidence, command)) + "\n"
+@dataclass(frozen=True, eq=False)
+class Report:
+    """All that the report is made of; `command` is the one that made the evidence."""
 
+    settings: ChainSettings
+    world: World
+    evidence: Evidence
+    command: str
 
-def _lines(settings: ChainSettings, world: World, evidence: Evidence, command: str) -> Iterator[str]:
-    tables = {name: table for name, (_, table) in evidence.items()}
-    titles = {name: spec.title for name, (spec, _) in evidence.items()}
-    yield f"# Evidence for {settings.headline}"
-    yield ""
-    yield from _passport(settings, world, tables, command)
-    for seed in settings.seeds:
-        ours = f"{settings.headline}-{seed}"
+    def write(self) -> Path:
+        """verdict.md lies in the folder of the evidence, its pictures beside it.
+
+        Raises OutputError; ValueError where the model that the verdict is about was not scored.
+        """
+        folder, seed = self.settings.evidence_folder, self.settings.seeds[0]
+        pictures = draw_pictures(folder, self.tables, self.titles, self.ours(seed), self.against[seed])
+        shown = (f"\n![{picture.stem}]({picture.name})\n" for picture in pictures)
+        with writing(folder / "verdict.md"):
+            replace_file(folder / "verdict.md", "".join([self.text(), *shown]).encode())
+        return folder / "verdict.md"
+
+    def text(self) -> str:
+        """The whole report as Markdown."""
+        return "\n".join(self._lines()) + "\n"
+
+    @cached_property
+    def tables(self) -> dict[str, Tables]:
+        return {name: table for name, (_, table) in self.evidence.items()}
+
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """Of every source, with the number of its dates where others have more."""
+        dates = {name: len(table.everywhere.starts) for name, table in self.tables.items()}
+        fewer = {name: count for name, count in dates.items() if count < max(dates.values())}
+        return {
+            name: f"{spec.title} (dates: {fewer[name]})" if name in fewer else spec.title
+            for name, (spec, _) in self.evidence.items()
+        }
+
+    @cached_property
+    def against(self) -> dict[int, dict[str, Comparison]]:
+        """By seed, our model against every other source."""
+        return {seed: against_all(self.world, self.tables, self.ours(seed)) for seed in self.settings.seeds}
+
+    def ours(self, seed: int) -> str:
+        """The name of the model that the verdict is about."""
+        return f"{self.settings.headline}-{seed}"
+
+    def _lines(self) -> Iterator[str]:
+        yield f"# Evidence for {self.settings.headline}"
         yield ""
-        yield f"## Shares of targets won by {titles[ours]}"
-        yield ""
-        yield from _shares(world, tables, titles, ours)
-        yield ""
-        yield from _aims(world, tables, ours)
-    yield ""
-    yield "## Scores"
-    yield ""
-    yield "RMSE in m (z), K, m/s, g/kg (q), hPa (msl); ACC centred; activity: of the forecast over that of the truth."
-    yield ""
-    yield from headline_table(tables, titles, world.channels)
-    yield ""
-    yield f"## The same channels truncated to total wavenumber {settings.evidence.truncation}: RMSE"
-    yield ""
-    yield from _truncated(tables, titles)
-    yield ""
-    yield "## Spectra"
-    yield ""
-    yield from spectra_table(tables, titles)
+        yield from self._passport()
+        for seed, comparisons in self.against.items():
+            title = f"Shares of targets won by {self.titles[self.ours(seed)]}"
+            yield from _section(title, _shares(self.titles, comparisons))
+            yield ""
+            yield from _aims(self.world, self.tables[self.ours(seed)], comparisons)
+        yield from _section("Scores", headline_table(self.tables, self.titles, self.world.channels), _UNITS)
+        cut = f"The same channels truncated to total wavenumber {self.settings.evidence.truncation}: RMSE"
+        yield from _section(cut, truncated_table(self.tables, self.titles))
+        yield from _section("Spectra", spectra_table(self.tables, self.titles))
+
+    def _passport(self) -> Iterator[str]:
+        made_by, evidence = self.world.made_by, self.settings.evidence
+        days = sum(map(len, self.world.series("train"))) / 4
+        dates = max(len(table.everywhere.starts) for table in self.tables.values())
+        facts = {
+            "world": f"jcm {made_by.get('jcm')} T{made_by.get('truncation')}L8, {days:g} days of training",
+            "dates": f"{dates}, {evidence.spacing_days} or more days apart; {evidence.lead_steps} steps of 6 h; "
+            f"grid {self.world.fine_grid}; area weights",
+            "seeds": ", ".join(map(str, self.settings.seeds)),
+            "persisted, in no share": ", ".join(self.world.statistics.persisted) or "none",
+            "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",
+            "command": f"`{self.command}`",
+            "date": f"{date.today():%Y-%m-%d}",
+        }
+        for name, value in facts.items():
+            yield f"- {name}: {value}"
 
 
-def _passport(
-    settings: ChainSettings, world: World, tables: Mapping[str, Tables], command: str
-) -> Iterator[str]:
-    train = sum(len(series) for series in world.series("train")) / 4
-    dates = max(len(table.everywhere.starts) for table in tables.values())
-    made_by = world.made_by
-    facts = {
-        "world": f"jcm {made_by.get('jcm')} T{made_by.get('truncation')}L8, {train:g} days of training",
-        "dates": f"{dates}, {settings.evidence.spacing_days} or more days apart; "
-        f"{settings.evidence.lead_steps} steps of 6 h; grid {world.fine_grid}; area weights",
-        "seeds": ", ".join(map(str, settings.seeds)),
-        "persisted, in no share": ", ".join(world.statistics.persisted) or "none",
-        "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",
-        "command": f"`{command}`",
-        "date": f"{date.today():%Y-%m-%d}",
-    }
-    for name, value in facts.items():
-        yield f"- {name}: {value}"
+def _section(title: str, table: Iterator[str], remark: str = "") -> Iterator[str]:
+    yield from ("", f"## {title}", "")
+    if remark:
+        yield from (remark, "")
+    yield from table
 
 
-def _comparison(world: World, tables: Mapping[str, Tables], ours: str, theirs: str) -> Comparison:
-    names = world.channels.names
-    counted = np.array([name not in world.statistics.persisted for name in names])
-    resolved = counted & resolved_channels(world.channels, _SIGMA)
-    return Comparison(tables[ours], tables[theirs], world.channels, counted, resolved)
-
-
-def _shares(
-    world: World, tables: Mapping[str, Tables], titles: Mapping[str, str], ours: str
-) -> Iterator[str]:
+def _shares(titles: Mapping[str, str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:
     yield f"| against | {' | '.join(_KINDS.values())} | 95 % of (i) over dates | lost: channel (leads) |"
     yield f"|---|{'---|' * (len(_KINDS) + 2)}"
-    for name in tables:
-        if name == ours:
-            continue
-        comparison = _comparison(world, tables, ours, name)
-        shares = comparison.shares()
-        interval, lost = comparison.interval(), comparison.lost()
-        more = f" and {len(lost) - 8} more" if len(lost) > 8 else ""
-        yield f"| {titles[name]} | {' | '.join(str(shares[kind]) for kind in _KINDS)} | " + (
-            f"{float(interval.lower):.1%} ... {float(interval.upper):.1%} | {', '.join(lost[:8])}{more} |"
-        )
+    for name, comparison in comparisons.items():
+        shares, interval, lost = comparison.shares(), comparison.interval, comparison.lost()
+        more = f" and {len(lost) - _LOST} more" if len(lost) > _LOST else ""
+        won = " | ".join(str(shares.get(kind, "no target")) for kind in _KINDS)
+        span = f"{float(interval.lower):.1%} ... {float(interval.upper):.1%}"
+        yield f"| {titles[name]} | {won} | {span} | {', '.join(lost[:_LOST]) or 'none'}{more} |"
 
 
-def _aims(world: World, tables: Mapping[str, Tables], ours: str) -> Iterator[str]:
+def _aims(world: World, ours: Tables, comparisons: Mapping[str, Comparison]) -> Iterator[str]:
     """What was aimed at, and what came."""
-    leads = len(tables[ours].everywhere.leads)
+    sums, leads = ours.everywhere.stacked(), len(ours.everywhere.leads)
     yield "| aim | came |"
     yield "|---|---|"
-    yield f"| (c1): 91.3 % of all targets | {_comparison(world, tables, ours, 'detailed').shares()['all']} |"
-    if leads > 2:
-        yield (
-            f"| (a): 95 % from 12 h on | {_comparison(world, tables, ours, 'persistence').share_from(12)} |"
-        )
-    if leads > 4:
-        yield f"| (d): 90 % from 24 h on | {_comparison(world, tables, ours, 'zero-shot').share_from(24)} |"
-    sums, row = tables[ours].everywhere.stacked(), world.channels.names.index("z500")
+    for letter, name, aim, hours in (
+        ("c1", "detailed", "91.3 % of all targets", 6),
+        ("a", "persistence", "95 % from 12 h on", 12),
+        ("d", "zero-shot", "90 % from 24 h on", 24),
+    ):
+        if hours <= 6 * leads:
+            yield f"| ({letter}): {aim} | {comparisons[name].share_from(hours)} |"
+    row = world.channels.names.index("z500")
     ahead = metrics.rmse(sums)[:, row] < metrics.rmse_of_climatology(sums)[:, row]
     last = leads if ahead.all() else int(np.argmin(ahead))
     yield f"| z500 better than climatology to day 5 | to {6 * last} h of {6 * leads} h |"
@@ -128,13 +153,3 @@ def _aims(world: World, tables: Mapping[str, Tables], ours: str) -> Iterator[str
     yield f"| global mean msl: no drift | bias {drift[0]:+.2f} hPa at 6 h, {drift[-1]:+.2f} hPa at {6 * leads} h |"
     finite = np.isfinite(metrics.rmse(sums)).all()
     yield f"| {leads} steps finite | {'yes' if finite else 'no'} |"
-
-
-def _truncated(tables: Mapping[str, Tables], titles: Mapping[str, str]) -> Iterator[str]:
-    first = next(iter(tables.values())).truncated
-    hours = [f"{lead.total_seconds() / 3600:g} h" for lead in first.leads]
-    yield f"| source | lead | {' | '.join(HEADLINE)} |"
-    yield f"|---|---|{'---|' * len(HEADLINE)}"
-    for name, table in tables.items():
-        for label, scores in zip(hours, metrics.rmse(table.truncated.stacked())):
-            yield f"| {titles[name]} | {label} | {' | '.join(f'{value:.3g}' for value in scores)} |"

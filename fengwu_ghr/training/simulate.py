@@ -7,7 +7,7 @@ segments of different splits lie days of no split, so that no weather is seen tw
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from hashlib import sha256
@@ -16,6 +16,7 @@ from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from time import sleep
 from typing import Literal
 
@@ -25,13 +26,14 @@ from pydantic import Field, model_validator
 
 from fengwu_ghr.coarsen import AreaMean
 from fengwu_ghr.config import Section
-from fengwu_ghr.durable import replace_file
+from fengwu_ghr.durable import lock, replace_file
 from fengwu_ghr.errors import FengwuError, InputError, UsageError
 from fengwu_ghr.grid import backbone_grid, product_grid
 from fengwu_ghr.regrid import Regridder
 from fengwu_ghr.training.levels import mean_sea_level_pressure, to_pressure_level
-from fengwu_ghr.training.simulator import SimulatedState, Simulator
-from fengwu_ghr.training.world import chunk_path, coarse_path, save_array
+from fengwu_ghr.training.progress import Progress
+from fengwu_ghr.training.simulator import TIME_STEPS, SimulatedState, Simulator
+from fengwu_ghr.training.world import World, chunk_path, coarse_path, save_array
 from fengwu_ghr.variables import ChannelSet, channel_set
 
 _POLL_SECONDS = 1.0
@@ -64,8 +66,8 @@ class SimulateSettings(Section):
     channel_set: str = "ghr-69"
     truncation: int = 85
     """Spectral truncation; below 85 the fine grid shows little that the coarse one does not."""
-    time_step: int = Field(default=30, gt=0)
-    """Minutes; a divisor of 6 hours. Unstable simulations stop with an error."""
+    time_steps: tuple[int, ...] = Field(default=TIME_STEPS, min_length=1)
+    """Minutes, divisors of 6 hours: the longest that the wind allows is taken, chunk by chunk."""
     spin_up_days: int = Field(default=90, ge=0)
     """Days from rest that are discarded."""
     separation_days: int = Field(default=30, ge=0)
@@ -88,6 +90,11 @@ class SimulateSettings(Section):
                 raise ValueError(f"member {number} must start at 00:00 UTC; got {member.start.isoformat()}")
             self._check_separation(number, member)
         return self
+
+    @property
+    def days(self) -> int:
+        """All that is simulated, spin-up and discarded days included."""
+        return sum(self.spin_up_days + sum(s.days for s in member.segments) for member in self.members)
 
     def _check_separation(self, number: int, member: Member) -> None:
         kept = [(i, segment) for i, segment in enumerate(member.segments) if segment.split != "discard"]
@@ -118,6 +125,10 @@ class Chunk:
     def path(self, folder: Path) -> Path:
         return chunk_path(folder, self.split, self.first + timedelta(hours=6))
 
+    def is_missing(self, folder: Path) -> bool:
+        path = self.path(folder)
+        return self.split != "discard" and not (path.exists() and coarse_path(path).exists())
+
 
 def chunks_of(settings: SimulateSettings, member: Member) -> Iterator[Chunk]:
     """What a member simulates, in order."""
@@ -129,28 +140,37 @@ def chunks_of(settings: SimulateSettings, member: Member) -> Iterator[Chunk]:
             clock, number = clock + timedelta(days=settings.chunk_days), number + 1
 
 
-def simulate(settings: SimulateSettings, *, progress: Callable[[float, float], None]) -> Path:
-    """The world is in its folder, complete. `progress` hears of simulated days done and of all there are.
+def simulate(settings: SimulateSettings, progress: Progress) -> Path:
+    """The world is in its folder, complete. A step of progress is a simulated day.
 
     Raises UsageError where the folder holds a world made otherwise, InputError where a simulation becomes unstable.
     """
     settings.folder.mkdir(parents=True, exist_ok=True)
-    _claim(settings)
-    waiting = list(range(len(settings.members)))
+    with lock(settings.folder / ".lock", holder=f"another process simulates the world in {settings.folder}"):
+        _claim(settings)
+        _simulate_missing(settings, progress)
+    return settings.folder
+
+
+def _simulate_missing(settings: SimulateSettings, progress: Progress) -> None:
+    # A process that finds nothing to do would still compile the simulator.
+    waiting = [number for number in range(len(settings.members)) if not _is_complete(settings, number)]
     running: list[tuple[BaseProcess, Connection]] = []
-    total = sum(1 for m in settings.members for _ in chunks_of(settings, m)) * settings.chunk_days
+    done = days_done(settings)
+    progress.begin("simulate, days", done, settings.days)
     try:
         while waiting or running:
             while waiting and len(running) < settings.workers:
                 running.append(_start(settings, waiting.pop(0)))
             sleep(_POLL_SECONDS)
-            progress(days_done(settings), total)
             running = [pair for pair in running if not _ended(*pair)]
+            before, done = done, days_done(settings)
+            if done > before:
+                progress.stepped(done, {})
     finally:
         for process, _ in running:
             process.terminate()
             process.join()
-    return settings.folder
 
 
 def days_done(settings: SimulateSettings) -> int:
@@ -216,15 +236,17 @@ def _claim(settings: SimulateSettings) -> None:
     card |= {"jcm": version("jcm"), "dinosaur": version("dinosaur"), "members": members}
     path = settings.folder / "world.json"
     if path.exists():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in card if key != "members" and old.get(key) != card[key]]
-        if old.get("members", [])[: len(members)] != members[: len(old.get("members", []))]:
+        old = World.open(settings.folder).made_by
+        before = old.pop("members", [])
+        differing = [key for key in card.keys() - {"members"} if old.get(key) != card[key]]
+        if any(one != other for one, other in zip(before, members)):
             differing.append("members")
         if differing:
             raise UsageError(
-                f"{settings.folder} holds a world made with another {', '.join(differing)}; "
+                f"{settings.folder} holds a world made with another {', '.join(sorted(differing))}; "
                 "choose another folder, or remove that one"
             )
+        card["members"] = max(before, members, key=len)
     replace_file(path, json.dumps(card, indent=1).encode())
 
 
@@ -257,7 +279,8 @@ def _ended(process: BaseProcess, errors: Connection) -> bool:
 
 
 def _run_member(settings: SimulateSettings, number: int, errors: Connection) -> None:
-    """The whole of one process: simulates what is missing of one member."""
+    """The whole of one process: simulates what is missing of one member; ends when the process that started it does."""
+    Thread(target=_follow_parent, daemon=True).start()
     if settings.workers > 1:
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[number % len(os.sched_getaffinity(0))]})
@@ -269,11 +292,18 @@ def _run_member(settings: SimulateSettings, number: int, errors: Connection) -> 
         pass
 
 
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # between two chunks or within one: what is not whole is not there
+
+
 def simulate_member(settings: SimulateSettings, number: int) -> None:
     """The member's chunks all exist; restarts are kept at the end, and throughout its test segments."""
     member, folder = settings.members[number], member_folder(settings, number)
     folder.mkdir(exist_ok=True)
-    simulator = Simulator(truncation=settings.truncation, time_step=settings.time_step, start=member.start)
+    simulator = Simulator(truncation=settings.truncation, time_steps=settings.time_steps, start=member.start)
     maker = StateMaker(simulator, scale=settings.scale, channels=channel_set(settings.channel_set))
     save_array(settings.folder / "orography.npy", maker.orography)
     reached = _reached(settings, number)
@@ -281,9 +311,10 @@ def simulate_member(settings: SimulateSettings, number: int) -> None:
         simulator.load(restart_path(folder, reached)) if reached else simulator.from_rest(seed=member.seed)
     )
     for chunk in chunks_of(settings, member):
-        if reached and chunk.first < reached:
-            continue
-        restart = _simulate_chunk(settings, simulator, maker, folder, chunk, restart)
+        if not reached or chunk.first >= reached:
+            restart = _simulate_chunk(settings, simulator, maker, folder, chunk, restart)
+        if not chunk.keeps_restart:
+            restart_path(folder, chunk.first).unlink(missing_ok=True)
 
 
 def _simulate_chunk(
@@ -294,20 +325,30 @@ def _simulate_chunk(
     chunk: Chunk,
     restart: object,
 ) -> object:
-    keeps = chunk.split != "discard"
     hours = 24 * settings.chunk_days
-    after, states = simulator.advance(restart, hours=hours, every=6 if keeps else None)
-    if keeps:
+    after, states = simulator.advance(restart, hours=hours)
+    if chunk.split != "discard":
         fine = np.stack([maker.fine(state) for state in states])
         save_array(coarse_path(chunk.path(folder)), maker.coarse(fine))
         save_array(chunk.path(folder), fine)
     simulator.save(after, restart_path(folder, chunk.first + timedelta(hours=hours)))
-    if not chunk.keeps_restart:
-        restart_path(folder, chunk.first).unlink(missing_ok=True)
     return after
 
 
+def _is_complete(settings: SimulateSettings, number: int) -> bool:
+    """Whether nothing of the member is left to be simulated."""
+    member, reached = settings.members[number], _reached(settings, number)
+    days = settings.spin_up_days + sum(segment.days for segment in member.segments)
+    return reached is not None and reached >= member.start + timedelta(days=days)
+
+
 def _reached(settings: SimulateSettings, number: int) -> datetime | None:
-    """The valid time of the member's last restart."""
-    found = sorted(member_folder(settings, number).glob("restart-*.npz"))
-    return datetime.strptime(found[-1].stem.removeprefix("restart-"), "%Y%m%d%H") if found else None
+    """The valid time of the member's last restart before which no chunk is missing."""
+    folder = member_folder(settings, number)
+    missing = (c.first for c in chunks_of(settings, settings.members[number]) if c.is_missing(folder))
+    end = next(missing, datetime.max)
+    found = [
+        datetime.strptime(path.stem.removeprefix("restart-"), "%Y%m%d%H")
+        for path in folder.glob("restart-*.npz")
+    ]
+    return max((valid_time for valid_time in found if valid_time <= end), default=None)

@@ -3,11 +3,13 @@
 Loaded only in the processes that simulate: jax and jcm come with the extra `sim`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -16,11 +18,17 @@ from fengwu_ghr.durable import flush
 from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.grid import LatLonGrid, regular_gaussian_grid
 from fengwu_ghr.training.levels import SigmaColumns
-from fengwu_ghr.variables import STANDARD_GRAVITY
 
 FASTEST_WIND = 200.0
 """m s-1; a simulation beyond this has left physics."""
 
+TIME_STEPS = (30, 24, 20, 15)
+"""Minutes. At T85 the polar night jet forbids 30 in most winters."""
+
+EARTH_RADIUS = 6.371e6
+"""m."""
+
+_EPOCH = datetime(1970, 1, 1)
 _GAUSSIAN = {21: 16, 31: 24, 42: 32, 63: 48, 85: 64, 106: 80}
 
 
@@ -40,37 +48,37 @@ class SimulatedState:
 class Simulator:
     """SPEEDY at this spectral truncation, eight sigma levels, with orography and the annual cycle of sea and land.
 
-    `time_step` is in minutes and divides six hours. The clock starts at `start`. Raises UsageError where the
-    truncation is not one of jcm's, the step does not divide, or jcm is not installed.
+    `time_steps` are in minutes, descending, and divide six hours: the longest is taken that the wind allows, and a
+    shorter one where it proves unstable all the same. Raises UsageError where the truncation is not one of jcm's, a
+    step does not divide, or jcm is not installed.
     """
 
-    def __init__(self, *, truncation: int, time_step: int, start: datetime) -> None:
+    def __init__(self, *, truncation: int, time_steps: Sequence[int] = TIME_STEPS, start: datetime) -> None:
         if truncation not in _GAUSSIAN:
             raise UsageError(f"truncation must be one of {', '.join(map(str, _GAUSSIAN))}; got {truncation}")
-        if time_step <= 0 or 360 % time_step:
-            raise UsageError(f"time_step must divide six hours, in minutes; got {time_step}")
+        if not time_steps or any(step <= 0 or 360 % step for step in time_steps):
+            raise UsageError(f"time_steps must divide six hours, in minutes; got {list(time_steps)}")
         jcm = _jcm()
-        self.truncation, self.time_step, self.start = truncation, time_step, start
+        self.truncation, self.start = truncation, start
+        self.time_steps = tuple(sorted(time_steps, reverse=True))
         self.grid: LatLonGrid = regular_gaussian_grid(_GAUSSIAN[truncation])
         boundary = Path(jcm.package).parent / "data" / "bc" / "t63"
-        self._coords = jcm.coordinates(layers=8, spectral_truncation=truncation)
-        terrain = jcm.terrain.from_file(boundary / "terrain.nc", coords=self._coords)
+        self._coords = jcm.with_fft(jcm.coordinates(layers=8, spectral_truncation=truncation))
+        self._terrain = jcm.terrain.from_file(boundary / "terrain.nc", coords=self._coords)
         self._forcing = jcm.forcing.from_file(
             boundary / "forcing.nc", coords=self._coords, align_mode="wrap_year"
         )
-        self._model = jcm.model(
-            coords=self._coords, terrain=terrain, time_step=time_step, start_time=start.isoformat()
-        )
-        self._boundary_orography = terrain.phis0
         self._jcm = jcm
+        self._models: dict[int, Any] = {}
 
     @cached_property
     def orography(self) -> Float32[np.ndarray, "lat lon"]:
         """Geopotential of the surface as the dynamics sees it, truncated, in m2 s-2."""
         horizontal = self._coords.horizontal
-        heights = horizontal.to_nodal(self._model.dycore._truncated_orography)
-        metres = self._model.dycore.physics_specs.dimensionalize(heights, self._jcm.metre).magnitude
-        return _north_first(np.asarray(metres, np.float32) * np.float32(STANDARD_GRAVITY))
+        dycore = self._model(self.time_steps[0]).dycore
+        heights = horizontal.to_nodal(dycore._truncated_orography)
+        metres = dycore.physics_specs.dimensionalize(heights, self._jcm.metre).magnitude
+        return _north_first(np.asarray(metres, np.float32) * np.float32(self._jcm.gravity))
 
     @cached_property
     def sigma(self) -> Float64[np.ndarray, " level"]:
@@ -79,24 +87,23 @@ class Simulator:
 
     def from_rest(self, *, seed: int) -> Any:
         """A restart at `start`: an isothermal atmosphere at rest, its pressure disturbed by this seed."""
-        self._model.bootstrap_state(self._model.initial_state(random_seed=seed))
-        return self._model.run_state
+        model = self._model(self.time_steps[0])
+        model.bootstrap_state(model.initial_state(random_seed=seed))
+        return self._restart(model.run_state)
 
-    def from_spectral(self, other: "Simulator", restart: Any, *, valid_time: datetime) -> Any:
-        """A restart at this time from another truncation's restart: its spectral coefficients, cut off.
+    def from_spectral(self, other: "Simulator", restart: Any) -> Any:
+        """A restart of the same time from another truncation's: its spectral coefficients, cut off.
 
-        The physics begins anew, as after an analysis. `valid_time` decides the season; it may lie before `start`.
+        The physics begins anew, as after an analysis.
         """
-        cut = self._jcm.truncate(other._coords, self._coords)
-        self._model.bootstrap_state(cut(restart.dynamics))
-        fresh = self._model.run_state
-        steps = (valid_time - self.start) // timedelta(minutes=self.time_step)
-        return fresh.replace(time=restart.time, step=fresh.step + steps)
+        model = self._model(self.time_steps[0])
+        model.bootstrap_state(self._jcm.truncate(other._coords, self._coords)(restart.dynamics))
+        return self._restart(model.run_state.replace(time=restart.time))
 
     def perturbed(self, restart: Any, *, kelvin: float, seed: int) -> Any:
         """The same restart with temperature changed everywhere by noise of this standard deviation."""
         dynamics = restart.dynamics
-        specs = self._model.dycore.physics_specs
+        specs = self._model(self.time_steps[0]).dycore.physics_specs
         horizontal = self._coords.horizontal
         shape = (len(self.sigma), *horizontal.nodal_shape)
         noise = horizontal.to_modal(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
@@ -105,33 +112,65 @@ class Simulator:
         varied = dynamics.temperature_variation + noise * size
         return restart.replace(dynamics=dynamics.replace(temperature_variation=varied))
 
-    def advance(
-        self, restart: Any, *, hours: int, every: int | None = None
-    ) -> tuple[Any, list[SimulatedState]]:
-        """The restart after `hours`, and the states every `every` hours on the way, the last included.
+    def advance(self, restart: Any, *, hours: int) -> tuple[Any, list[SimulatedState]]:
+        """The restart after so many hours, a multiple of six, and the state of every sixth, the last included.
 
         Raises InputError where the simulation has become unphysical.
         """
-        every = every or hours
-        final, predictions = self._model.run_from_state_with_carry(
-            initial_state=restart.dynamics,
-            initial_physics_state=restart.physics,
-            initial_time=restart.time,
-            initial_step=restart.step,
-            forcing=self._forcing,
-            save_interval=every / 24,
-            total_time=hours / 24,
+        fastest = self._fastest_wind(restart)
+        for step in self.time_steps:
+            is_last = step == self.time_steps[-1]
+            if fastest * step <= self._wind_minutes or is_last:
+                final, states = self._run(restart, step, hours)
+                # Not Python's max, which lets what is not a number pass.
+                fastest = float(np.max([np.abs([s.columns.u, s.columns.v]).max() for s in states]))
+                if fastest < FASTEST_WIND:
+                    return final, states
+        raise InputError(
+            f"the simulation has become unstable after {self.valid_time(restart):%Y-%m-%d %H:%M} (wind {fastest:g} "
+            f"m s-1, at most {FASTEST_WIND:g}); use time_steps below {self.time_steps[-1]} minutes"
         )
-        began = self.valid_time(restart)
-        times = [began + timedelta(hours=every * (i + 1)) for i in range(hours // every)]
-        states = [self._state(predictions, index, time) for index, time in enumerate(times)]
-        for state in states:
-            self._check(state)
-        return final, states
+
+    def _run(self, restart: Any, step: int, hours: int) -> tuple[Any, list[SimulatedState]]:
+        """Six hours at a time: one program to compile, however far it goes."""
+        states = []
+        for _ in range(hours // 6):
+            began = self.valid_time(restart)
+            restart, predictions = self._model(step).run_from_state_with_carry(
+                initial_state=restart.dynamics,
+                initial_physics_state=restart.physics,
+                initial_time=restart.time,
+                initial_step=np.int32((began - self.start) // timedelta(minutes=step)),
+                forcing=self._forcing,
+                save_interval=6 / 24,
+                total_time=6 / 24,
+            )
+            states.append(self._state(predictions, began + timedelta(hours=6)))
+        return restart, states
+
+    def _model(self, step: int) -> Any:
+        if step not in self._models:
+            self._models[step] = self._jcm.model(
+                coords=self._coords, terrain=self._terrain, time_step=step, start_time=self.start.isoformat()
+            )
+        return self._models[step]
+
+    @property
+    def _wind_minutes(self) -> float:
+        """Wind times step, m s-1 min, up to which a step is tried: a Courant number at the truncation of 1.9.
+
+        The Runge-Kutta scheme is stable to about 2.4; the rest is for what the wind may grow.
+        """
+        return 1.9 * EARTH_RADIUS / self.truncation / 60
+
+    def _fastest_wind(self, restart: Any) -> float:
+        air = self._model(self.time_steps[0]).dycore.to_physics_state(restart.dynamics)
+        return max(float(abs(wind).max()) for wind in (air.u_wind, air.v_wind))
 
     def valid_time(self, restart: Any) -> datetime:
         """The time a restart stands at."""
-        return self.start + timedelta(minutes=self.time_step * int(restart.step))
+        since = restart.time.delta
+        return _EPOCH + timedelta(days=int(since.days), seconds=int(since.seconds))
 
     def save(self, restart: Any, path: Path) -> None:
         """The restart lies in this .npz durably; nothing else is ever seen under the name."""
@@ -147,9 +186,9 @@ class Simulator:
         template = self.from_rest(seed=0)
         wanted = self._jcm.leaves(template)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found = [file[name] for name in sorted(file.files)]
-        except (OSError, ValueError, EOFError) as error:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                found = [arrays[name] for name in sorted(arrays.files)]
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise InputError(f"{path} is not a restart of the simulator ({error}); remove it") from error
         if [leaf.shape for leaf in found] != [np.shape(leaf) for leaf in wanted]:
             raise InputError(
@@ -157,11 +196,15 @@ class Simulator:
             )
         return self._jcm.rebuild(template, found)
 
-    def _state(self, predictions: Any, index: int, time: datetime) -> SimulatedState:
+    def _restart(self, state: Any) -> Any:
+        """The same in plain arrays, as if read back from a file: the compiled program is the same for both."""
+        return self._jcm.rebuild(state, [np.asarray(leaf) for leaf in self._jcm.leaves(state)])
+
+    def _state(self, predictions: Any, time: datetime) -> SimulatedState:
         air, surface = predictions.dynamics, predictions.physics["_surface_flux"]
-        pressure = _north_first(np.asarray(air.normalized_surface_pressure[index]))
+        pressure = _north_first(np.asarray(air.normalized_surface_pressure[0]))
         fields = {
-            name: _north_first(np.asarray(getattr(air, source)[index]))
+            name: _north_first(np.asarray(getattr(air, source)[0]))
             for name, source in (
                 ("temperature", "temperature"),
                 ("u", "u_wind"),
@@ -175,16 +218,8 @@ class Simulator:
         )
         near = {"2t": surface.t0, "10u": surface.u0, "10v": surface.v0}
         return SimulatedState(
-            time, columns, {name: _north_first(np.asarray(field[index])) for name, field in near.items()}
+            time, columns, {name: _north_first(np.asarray(field[0])) for name, field in near.items()}
         )
-
-    def _check(self, state: SimulatedState) -> None:
-        fastest = max(float(np.abs(wind).max()) for wind in (state.columns.u, state.columns.v))
-        if not fastest < FASTEST_WIND:
-            raise InputError(
-                f"the simulation has become unstable at {state.valid_time:%Y-%m-%d %H:%M} (wind {fastest:g} m s-1, "
-                f"at most {FASTEST_WIND:g}); use a time_step below {self.time_step} minutes"
-            )
 
 
 def _north_first(values: Float32[np.ndarray, "*level lon lat"]) -> Float32[np.ndarray, "*level lat lon"]:
@@ -198,6 +233,7 @@ class _Library:
 
     package: str
     coordinates: Any
+    with_fft: Any
     terrain: Any
     forcing: Any
     model: Any
@@ -207,6 +243,7 @@ class _Library:
     metre: Any
     kelvin: Any
     reference_pressure: float
+    gravity: float
 
 
 def _jcm() -> _Library:
@@ -220,11 +257,14 @@ def _jcm() -> _Library:
         from jcm.model import Model
         from jcm.physics.speedy.speedy_coords import get_speedy_coords
         from jcm.terrain import TerrainData
+
+        from fengwu_ghr.training.harmonics import with_fft
     except ImportError as error:
         raise UsageError(f"simulating needs jcm: pip install 'fengwu_ghr[sim]' ({error})") from error
     return _Library(
         package=str(jcm.__file__),
         coordinates=get_speedy_coords,
+        with_fft=with_fft,
         terrain=TerrainData,
         forcing=ForcingData,
         model=Model,
@@ -236,4 +276,5 @@ def _jcm() -> _Library:
         metre=units.meter,
         kelvin=units.degK,
         reference_pressure=float(physical_constants.p0),
+        gravity=float(physical_constants.grav),
     )

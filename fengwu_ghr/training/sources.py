@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, time
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,11 @@ from fengwu_ghr.checkpoint import Checkpoint, load_model
 from fengwu_ghr.engine.torch_engine import Compute, TorchStepper
 from fengwu_ghr.grid import NetworkGrid
 from fengwu_ghr.regrid import NetworkMap, Regridder
+from fengwu_ghr.remap import keep_to_bounds, remap_state
 from fengwu_ghr.rollout import Start, rollout
 from fengwu_ghr.training.dataset import FineSamples
 from fengwu_ghr.training.downscale import Downscaling
-from fengwu_ghr.training.normals import FineDetail, Normals, interpolated
+from fengwu_ghr.training.normals import FineDetail, Normals
 from fengwu_ghr.training.reference import ReferenceForecasts
 from fengwu_ghr.training.world import STEP, World
 
@@ -51,6 +52,10 @@ class Source(ABC):
 
     def analysis(self, date: InitialDate) -> Fine:
         return self.world.series(date.split)[date.series].fine(date.index)
+
+    def bounded(self, state: Fine) -> Fine:
+        """The state itself, kept to the bounds of its variables, as every product is."""
+        return keep_to_bounds(state, self.world.channels.channels)
 
     def valid_time(self, date: InitialDate, step: int) -> datetime:
         return self.world.series(date.split)[date.series].times[date.index] + STEP * step
@@ -97,7 +102,7 @@ class CoarseForecast(Source):
 
     def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
         for coarse in self.coarse_states(date, steps):
-            yield interpolated(coarse, self._to_fine, self.world.channels)
+            yield remap_state(coarse, self.world.channels.channels, self._to_fine.apply)
 
 
 class DetailedForecast(CoarseForecast):
@@ -109,7 +114,7 @@ class DetailedForecast(CoarseForecast):
 
     def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
         for step, state in enumerate(super().states(date, steps), start=1):
-            yield within_bounds(state + self._detail.at(self.valid_time(date, step)), self.world)
+            yield self.bounded(state + self._detail.at(self.valid_time(date, step)))
 
 
 class DownscaledForecast(CoarseForecast):
@@ -153,12 +158,8 @@ class TransferredForecast(Source):
         return (self.product(state) for state in self.network_states(date, steps))
 
     def product(self, state: Float32[np.ndarray, "channel row column"]) -> Fine:
-        """The state on the product grid, within the variables' bounds."""
-        fields = (
-            self._map.to_product(field, is_vector=c.definition.is_vector, smooth=c.definition.is_smooth)
-            for field, c in zip(state, self.world.channels.channels)
-        )
-        return within_bounds(np.stack(list(fields)), self.world)
+        """The state on the product grid."""
+        return remap_state(state, self.world.channels.channels, self._map.to_product)
 
 
 class MeanOfNine(TransferredForecast):
@@ -178,10 +179,8 @@ class MeanOfNine(TransferredForecast):
 
     def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
         for step, state in enumerate(self.network_states(date, steps), start=1):
-            valid_time = self.valid_time(date, step)
-            yield within_bounds(
-                self.product(self.smoothed(state)) + self._detail(valid_time.date()), self.world
-            )
+            detail = self._detail(self.valid_time(date, step).date())
+            yield self.bounded(self.product(self.smoothed(state)) + detail)
 
     def smoothed(
         self, state: Float32[np.ndarray, "channel row column"]
@@ -202,15 +201,8 @@ class MeanOfNine(TransferredForecast):
     @lru_cache(maxsize=16)  # noqa: B019  # lives as long as its source
     def _detail(self, day: date) -> Fine:
         fine = self._normals.fine.at(datetime.combine(day, time(12)))
-        source = self.world.fine_grid
-        network = np.stack(
-            [
-                self._map.from_source(
-                    field, source, is_vector=c.definition.is_vector, smooth=c.definition.is_smooth
-                )
-                for field, c in zip(fine, self.world.channels.channels)
-            ]
-        )
+        to_network = partial(self._map.from_source, source=self.world.fine_grid)
+        network = remap_state(fine, self.world.channels.channels, to_network)
         return fine - self.product(self.smoothed(network))
 
 
@@ -229,13 +221,4 @@ class NumericalForecast(Source):
         series = self.world.series(date.split)[date.series]
         begun = series.times[date.index]
         for step, state in enumerate(self._reference.forecast(series.member, begun, hours=6 * steps)):
-            yield state if self._bias is None else within_bounds(state - self._bias[step], self.world)
-
-
-def within_bounds(state: Fine, world: World) -> Fine:
-    """The state kept to the bounds of its variables, as every product is, in place."""
-    for field, channel in zip(state, world.channels.channels):
-        what = channel.definition
-        if what.minimum is not None or what.maximum is not None:
-            np.clip(field, what.minimum, what.maximum, out=field)
-    return state
+            yield state if self._bias is None else self.bounded(state - self._bias[step])

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from fengwu_ghr.checkpoint import Checkpoint
+from fengwu_ghr.durable import checksum_file
 from fengwu_ghr.training import sources
-from fengwu_ghr.training.downscale import Downscaling
+from fengwu_ghr.training.downscale import WEIGHTS, Downscaling
 from fengwu_ghr.training.normals import Normals
 from fengwu_ghr.training.reference import ReferenceForecasts
 from fengwu_ghr.training.world import World
@@ -41,6 +43,17 @@ class SourceSpec:
     truncation: int | None = None
     bias: Path | None = None
     dates: int | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides its forecasts, as JSON values: models by their digests, other files by their sums."""
+        weights = self.downscaling / WEIGHTS if self.downscaling else None
+        files = {"downscaling": weights, "bias": self.bias}
+        return {
+            "kind": self.kind,
+            "truncation": self.truncation,
+            "checkpoint": Checkpoint.open(self.checkpoint).digest if self.checkpoint else None,
+            **{name: path and checksum_file(path) for name, path in files.items()},
+        }
 
     def make(self, world: World, normals: Normals | None) -> sources.Source:
         """The source itself. Raises ValueError where its kind needs what was not given."""

@@ -25,7 +25,7 @@ class Tables:
 
     @classmethod
     def load(cls, folder: Path, ground_channels: Sequence[str], world: World) -> "Tables":
-        """Those of the folder; empty where there are none yet."""
+        """Those of the folder, every date in all of them; empty where there are none yet."""
         grid = world.fine_grid.name
         empty = {
             "everywhere": DatedSums(tuple(world.channels.names), grid),
@@ -34,9 +34,11 @@ class Tables:
             "truncated": DatedSums(HEADLINE, f"{grid}, truncated"),
         }
         paths = {kind: folder / f"{kind}.npz" for kind in cls.KINDS}
-        return cls(*(DatedSums.load(paths[k]) if paths[k].exists() else empty[k] for k in cls.KINDS))
+        found = {k: DatedSums.load(path) if path.exists() else empty[k] for k, path in paths.items()}
+        done = set(found["everywhere"].starts)
+        return cls(**{kind: found[kind].only(done) for kind in cls.KINDS})
 
     def save(self, folder: Path) -> None:
-        # The table that says which dates are done is written last.
+        # The table that says which dates are done is written last: a date that was being written is not in it.
         for kind in reversed(self.KINDS):
             getattr(self, kind).save(folder / f"{kind}.npz")

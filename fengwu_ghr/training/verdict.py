@@ -8,12 +8,14 @@ two compared is better than climatology.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
 from fengwu_ghr.training.tables import HEADLINE, Tables
-from fengwu_ghr.variables import ChannelSet
+from fengwu_ghr.training.world import World
+from fengwu_ghr.variables import STANDARD_GRAVITY, ChannelSet
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.spectra import coherence, effective_wavenumber, power_ratio
 from fengwu_ghr.verify.statistics import DatedSums, Sums, paired
@@ -22,6 +24,14 @@ HEADLINE_LEADS = (6, 24, 72, 120, 240)
 """Hours of the columns of the headline tables."""
 BLOCK_DATES = 5
 """Dates resampled together for intervals: with dates three days apart, half a month."""
+SAMPLES = 500
+"""Of dates, for intervals."""
+SIGMA = (0.025, 0.095, 0.2, 0.34, 0.51, 0.685, 0.835, 0.95)
+"""The levels of the simulator, pressure over surface pressure."""
+SCORES = {"RMSE": metrics.rmse, "ACC": metrics.acc, "activity": metrics.activity_ratio}
+"""What the headline table shows of each channel."""
+
+_WORST = 1e30  # in place of the RMSE of a forecast that is no longer finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,42 +47,40 @@ class Comparison:
     """Channels on levels the simulator resolves, and near the surface."""
 
     def shares(self) -> dict[str, metrics.Share]:
-        """Of all targets, of the resolved ones above ground, and of those where one of the two has skill."""
-        ours, theirs = self._everywhere
-        rmse, other = metrics.rmse(ours), metrics.rmse(theirs)
-        ratio = metrics.activity_ratio(ours)
-        skilful = np.minimum(rmse, other) < metrics.rmse_of_climatology(ours)
-        everything = np.broadcast_to(self.counted, rmse.shape)
-        resolved_rmse, resolved_other, resolved_ratio = self._above_ground
-        return {
-            "all": _share(rmse, other, ratio, everything),
-            "resolved": _share(
-                resolved_rmse, resolved_other, resolved_ratio, np.broadcast_to(self.resolved, rmse.shape)
-            ),
-            "skilful": _share(rmse, other, ratio, everything & skilful),
-        }
+        """Of all targets, of the resolved ones above ground, and of those where one of the two has skill.
 
-    def interval(self, *, samples: int = 200) -> metrics.Interval:
+        A kind of which there is no target is left out.
+        """
+        ours, theirs = self._everywhere
+        scores = _scores(ours, theirs)
+        skilful = np.minimum(scores.ours, scores.theirs) < metrics.rmse_of_climatology(ours)
+        kinds = {
+            "all": (scores, self.counted),
+            "resolved": (self._above_ground, self.resolved),
+            "skilful": (scores, self.counted & skilful),
+        }
+        return {kind: found.share(targets) for kind, (found, targets) in kinds.items() if targets.any()}
+
+    @cached_property
+    def interval(self) -> metrics.Interval:
         """Of the share of all targets, over dates."""
         pair = [sums.only("squared_error")[..., self.counted] for sums in self._everywhere]
         block = min(BLOCK_DATES, pair[0].shape[0])
 
         def share(ours: Sums, theirs: Sums) -> float:
-            return float((metrics.rmse(ours) < metrics.rmse(theirs)).mean())
+            return float((_rmse(ours) < _rmse(theirs)).mean())
 
-        return metrics.bootstrap(share, *pair, block=block, samples=samples)
+        return metrics.bootstrap(share, *pair, block=block, samples=SAMPLES)
 
     def share_from(self, hours: int) -> metrics.Share:
         """Of all targets at leads of `hours` and more."""
         ours, theirs = (sums[:, hours // 6 - 1 :] for sums in self._everywhere)
-        rmse = metrics.rmse(ours)
-        counted = np.broadcast_to(self.counted, rmse.shape)
-        return _share(rmse, metrics.rmse(theirs), metrics.activity_ratio(ours), counted)
+        return _scores(ours, theirs).share(self.counted)
 
     def lost(self) -> list[str]:
         """Channels of which targets are lost, with how many leads, the worst first."""
-        ours, theirs = self._everywhere
-        lost = ((metrics.rmse(ours) >= metrics.rmse(theirs)) & self.counted).sum(axis=0)
+        scores = _scores(*self._everywhere)
+        lost = ((scores.ours >= scores.theirs) & self.counted).sum(axis=0)
         order = np.argsort(-lost, kind="stable")
         return [f"{self.channels.names[i]} ({lost[i]})" for i in order if lost[i]]
 
@@ -81,16 +89,52 @@ class Comparison:
         return paired(*_common(self.ours.everywhere, self.theirs.everywhere))
 
     @cached_property
-    def _above_ground(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """RMSE of both and our activity ratio, with the points below ground left out where there are some."""
-        ours, theirs = self._everywhere
-        rmse, other, ratio = metrics.rmse(ours), metrics.rmse(theirs), metrics.activity_ratio(ours)
+    def _above_ground(self) -> "_Scores":
+        """With the points below ground left out where there are some."""
+        scores = _scores(*self._everywhere)
         if self.ours.above_ground.entries:
-            dry = paired(*_common(self.ours.above_ground, self.theirs.above_ground))
+            above = _scores(*paired(*_common(self.ours.above_ground, self.theirs.above_ground)))
             rows = [self.channels.names.index(name) for name in self.ours.above_ground.channels]
-            rmse[:, rows], other[:, rows] = metrics.rmse(dry[0]), metrics.rmse(dry[1])
-            ratio[:, rows] = metrics.activity_ratio(dry[0])
-        return rmse, other, ratio
+            for whole, part in zip(scores, above):
+                whole[:, rows] = part
+        return scores
+
+
+def against_all(world: World, tables: Mapping[str, Tables], ours: str) -> dict[str, Comparison]:
+    """One source against each of the others. Raises ValueError where it was not scored."""
+    if ours not in tables:
+        raise ValueError(f"{ours} was not scored; there are {', '.join(tables)}")
+    counted = ~np.isin(world.channels.names, world.statistics.persisted)
+    resolved = counted & resolved_channels(world.channels, SIGMA)
+    return {
+        name: Comparison(tables[ours], table, world.channels, counted, resolved)
+        for name, table in tables.items()
+        if name != ours
+    }
+
+
+class _Scores(NamedTuple):
+    """RMSE of both, and the activity ratio of ours."""
+
+    ours: Float64[np.ndarray, "lead channel"]
+    theirs: Float64[np.ndarray, "lead channel"]
+    activity_ratio: Float64[np.ndarray, "lead channel"]
+
+    def share(
+        self, targets: Bool[np.ndarray, "#lead channel"] | Bool[np.ndarray, " channel"]
+    ) -> metrics.Share:
+        chosen = np.array(np.broadcast_to(targets, self.ours.shape))
+        return metrics.share_won(self.ours, self.theirs, activity_ratio=self.activity_ratio, targets=chosen)
+
+
+def _scores(ours: Sums, theirs: Sums) -> _Scores:
+    ratio = np.nan_to_num(metrics.activity_ratio(ours), nan=0.0)
+    return _Scores(_rmse(ours), _rmse(theirs), ratio)
+
+
+def _rmse(dated: Sums) -> Float64[np.ndarray, "lead channel"]:
+    """RMSE; a forecast that is no longer finite is worse than any that is."""
+    return np.nan_to_num(metrics.rmse(dated), nan=_WORST, posinf=_WORST)
 
 
 def resolved_channels(channels: ChannelSet, sigma: Sequence[float]) -> Bool[np.ndarray, " channel"]:
@@ -107,18 +151,27 @@ def headline_table(
     hours = _headline_leads(tables)
     yield f"| channel, score | source | {' | '.join(f'{h} h' for h in hours)} |"
     yield f"|---|---|{'---|' * len(hours)}"
-    for name in HEADLINE:
-        row = channels.names.index(name)
-        for source, table in tables.items():
-            sums = table.everywhere.stacked()[:, [h // 6 - 1 for h in hours]]
-            for label, score in (
-                ("RMSE", metrics.rmse),
-                ("ACC", metrics.acc),
-                ("activity", metrics.activity_ratio),
-            ):
-                values = score(sums)[:, row]
-                cells = " | ".join(f"{_scaled(name, label, value):.3g}" for value in values)
+    rows = [channels.names.index(name) for name in HEADLINE]
+    columns = [h // 6 - 1 for h in hours]
+    sums = {source: table.everywhere.stacked()[:, columns][..., rows] for source, table in tables.items()}
+    for row, name in enumerate(HEADLINE):
+        for source, found in sums.items():
+            for label, score in SCORES.items():
+                factor = display_factor(name) if label == "RMSE" else 1.0
+                cells = " | ".join(f"{factor * value:.3g}" for value in score(found)[:, row])
                 yield f"| {name} {label} | {titles[source]} | {cells} |"
+
+
+def truncated_table(tables: Mapping[str, Tables], titles: Mapping[str, str]) -> Iterator[str]:
+    """RMSE of every source at the leads of the spectra, of truncated fields, as Markdown."""
+    first = next(iter(tables.values())).truncated
+    hours = [f"{lead.total_seconds() / 3600:g} h" for lead in first.leads]
+    yield f"| source | lead | {' | '.join(HEADLINE)} |"
+    yield f"|---|---|{'---|' * len(HEADLINE)}"
+    factors = np.array([display_factor(name) for name in HEADLINE])
+    for name, table in tables.items():
+        for label, scores in zip(hours, factors * metrics.rmse(table.truncated.stacked())):
+            yield f"| {titles[name]} | {label} | {' | '.join(f'{value:.3g}' for value in scores)} |"
 
 
 def spectra_table(tables: Mapping[str, Tables], titles: Mapping[str, str]) -> Iterator[str]:
@@ -126,8 +179,9 @@ def spectra_table(tables: Mapping[str, Tables], titles: Mapping[str, str]) -> It
     yield "| channel | source | lead | effective wavenumber | power ratio, 8 grid lengths | 4 grid lengths |"
     yield "|---|---|---|---|---|---|"
     for source, table in tables.items():
+        stacked = table.spectra.stacked()
         for step, lead in enumerate(table.spectra.leads):
-            sums = table.spectra.stacked()[:, step].total()
+            sums = stacked[:, step].total()
             ratio, coherent = power_ratio(sums), coherence(sums)
             degrees = ratio.shape[-1]  # 2 L columns: a wave of g grid lengths has wavenumber 2 L / g
             for row, name in enumerate(HEADLINE):
@@ -147,11 +201,9 @@ def _smoothed(ratio: Float64[np.ndarray, " wavenumber"], wavenumber: int) -> flo
     return float(np.exp(np.log(around).mean()))
 
 
-def _scaled(name: str, score: str, value: float) -> float:
-    """RMSE of geopotential in metres, of humidity in g/kg, of pressure in hPa: as forecasters read them."""
-    if score != "RMSE":
-        return value
-    return value * {"z": 1 / 9.80665, "q": 1000.0, "m": 0.01}.get(name[0], 1.0)
+def display_factor(name: str) -> float:
+    """From registry units of a channel to those forecasters read: geopotential in m, humidity in g/kg, msl in hPa."""
+    return {"z": 1 / STANDARD_GRAVITY, "q": 1000.0, "msl": 0.01}.get(name.rstrip("0123456789"), 1.0)
 
 
 def _headline_leads(tables: Mapping[str, Tables]) -> list[int]:
@@ -159,18 +211,7 @@ def _headline_leads(tables: Mapping[str, Tables]) -> list[int]:
     return [h for h in HEADLINE_LEADS if h <= longest]
 
 
-def _share(
-    ours: np.ndarray, theirs: np.ndarray, ratio: np.ndarray, targets: Bool[np.ndarray, "lead channel"]
-) -> metrics.Share:
-    return metrics.share_won(ours, theirs, activity_ratio=ratio, targets=np.array(targets))
-
-
 def _common(first: DatedSums, second: DatedSums) -> tuple[DatedSums, DatedSums]:
     """Both without the starts that the other lacks: a twin is scored on fewer dates."""
     starts = set(first.starts) & set(second.starts)
-    return _only(first, starts), _only(second, starts)
-
-
-def _only(table: DatedSums, starts: set) -> DatedSums:
-    kept = {key: sums for key, sums in table.entries.items() if key[0] in starts}
-    return DatedSums(table.channels, table.evaluated_on, kept)
+    return first.only(starts), second.only(starts)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fengwu_ghr.durable import flush, replace_file, writing
-from fengwu_ghr.errors import InputError
+from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.grid import LatLonGrid, backbone_grid, product_grid
 from fengwu_ghr.normalise import Normalisation, standard_statistics
 from fengwu_ghr.variables import ChannelSet, channel_set
@@ -88,12 +88,13 @@ class World:
         try:
             card = json.loads(path.read_text(encoding="utf-8"))
             scale, channels = int(card["scale"]), channel_set(card["channel_set"])
+            product_grid(scale)
         except FileNotFoundError:
             raise InputError(
                 f"{folder} holds no simulated world (no world.json); make one with fengwu-ghr train simulate"
             ) from None
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} does not describe a world: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} does not describe a world ({error!r}); simulate again") from error
         return cls(folder, scale=scale, channels=channels, made_by=card)
 
     @property
@@ -134,18 +135,51 @@ class World:
             replace_file(path, json.dumps(_measure(self), indent=1).encode())
         return _read_statistics(path, self.channels)
 
+    def adopt_statistics(
+        self, normalisation: Normalisation, persisted: Sequence[str], *, source: str
+    ) -> None:
+        """The world has this normalisation, of `source`, in place of one of its own: what was trained before goes on.
+
+        The std of tendencies stays the world's. Raises UsageError where it has other statistics already.
+        """
+        path = self.folder / "statistics.json"
+        if path.exists():
+            if json.loads(path.read_text(encoding="utf-8")).get("source") != source:
+                raise UsageError(
+                    f"{path} holds other statistics than those of {source}; remove it to take these"
+                )
+            return
+        content, names = _measure(self), self.channels.names
+        for name, mean, std in zip(names, normalisation.mean, normalisation.std):
+            content["tendency_std"][name] *= content["std"][name] / float(std)
+            content["mean"][name], content["std"][name] = float(mean), float(std)
+        replace_file(
+            path, json.dumps(content | {"source": source, "persisted": list(persisted)}, indent=1).encode()
+        )
+
     def _members(self) -> list[Path]:
-        return sorted(path for path in self.folder.iterdir() if _MEMBER.fullmatch(path.name))
+        found = [path for path in self.folder.iterdir() if _MEMBER.fullmatch(path.name)]
+        return sorted(found, key=_number)
 
     def _runs(self, member: Path, split: str) -> Iterator[Series]:
         chunks = sorted(
             path for path in member.iterdir() if (m := _CHUNK.fullmatch(path.name)) and m[1] == split
         )
-        number = int(member.name.removeprefix("member-"))
+        for path in chunks:
+            wanted = (len(_mapped(chunks[0])), len(self.channels), *self.fine_grid.shape)
+            if _mapped(path).shape != wanted:
+                raise InputError(
+                    f"{path} must hold an array of shape {wanted}, it has {_mapped(path).shape}; "
+                    "remove it and simulate again"
+                )
         for run in _unbroken(chunks):
             states = [_mapped(path).shape[0] for path in run]
             times = tuple(chunk_start(run[0]) + STEP * i for i in range(sum(states)))
-            yield Series(split, number, times, tuple(run), self.channels)
+            yield Series(split, _number(member), times, tuple(run), self.channels)
+
+
+def _number(member: Path) -> int:
+    return int(member.name.removeprefix("member-"))
 
 
 def chunk_path(member: Path, split: str, first: datetime) -> Path:
@@ -256,8 +290,8 @@ def _read_statistics(path: Path, channels: ChannelSet) -> WorldStatistics:
             np.array([content[key][name] for name in channels.names], np.float32)
             for key in ("mean", "std", "tendency_std")
         )
-    except (OSError, ValueError, KeyError) as error:
+        return WorldStatistics(Normalisation(mean, std), tendency, tuple(content["persisted"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} does not hold statistics of {channels.name} ({error!r}); remove it, it is made again"
         ) from error
-    return WorldStatistics(Normalisation(mean, std), tendency, tuple(content["persisted"]))

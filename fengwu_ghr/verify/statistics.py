@@ -4,7 +4,7 @@ Forecast, truth and climatology become, per channel, a dozen numbers. They are k
 that saved sums merge across dates and machines, an added date costs only that date, and intervals can be made.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import product
@@ -159,6 +159,11 @@ class DatedSums:
                 f"each forecast counts once; the one of {start} at {_hours(lead)} came twice: leave one out"
             )
         self.entries[start, lead] = sums
+
+    def only(self, starts: Collection[Start]) -> "DatedSums":
+        """The forecasts of these starts."""
+        kept = {key: sums for key, sums in self.entries.items() if key[0] in starts}
+        return DatedSums(self.channels, self.evaluated_on, kept)
 
     def merge(self, other: "DatedSums") -> None:
         """The other table's forecasts are held too. Raises InputError where the tables are not alike or overlap."""

@@ -1,0 +1,94 @@
+"""Put what a training run made into the package: the model, a held-out analysis, and the truth that followed.
+
+    python -m pipelines.embed configs/transfer_demo.toml [--split test] [--model NAME] [section.key=value ...]
+
+Weights are rounded to bfloat16, which halves them; what is in the package is replaced.
+"""
+
+import argparse
+import shutil
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from fengwu_ghr import checkpoint, console, demo
+from fengwu_ghr.catalogue import packaged_folder
+from fengwu_ghr.config import read_settings
+from fengwu_ghr.errors import FengwuError, InputError
+from fengwu_ghr.grib.encode import GribEncoder, write_messages
+from fengwu_ghr.training.chain import ChainSettings
+from fengwu_ghr.training.reference import write_analysis
+from fengwu_ghr.training.world import STEP, Series, World
+from fengwu_ghr.variables import channel
+
+DAYS = 10
+
+
+def embed(settings: ChainSettings, *, split: str, name: str) -> list[Path]:
+    """The embedded files, as they now are. Raises InputError where no series of the split is long enough."""
+    model = embed_model(settings.model(settings.seeds[0], name))
+    world = World.open(settings.simulate.folder)
+    series, index = _initial(world, split)
+    demo.ANALYSIS.parent.mkdir(exist_ok=True)
+    write_analysis(world, series.fine(index), series.times[index], demo.ANALYSIS)
+    write_truth(world, series, index, demo.TRUTH)
+    return [model, demo.ANALYSIS, demo.TRUTH]
+
+
+def embed_model(source: Path) -> Path:
+    """The checkpoint lies in the package under the name of the demonstration's model."""
+    found, target = checkpoint.Checkpoint.open(source), packaged_folder() / demo.MODEL
+    model = checkpoint.load_model(found, dtype=torch.bfloat16)
+    card = found.card.model_copy(update={"name": demo.MODEL})
+    if target.exists():
+        shutil.rmtree(target)
+    checkpoint.save(target, model, card=card)
+    return target
+
+
+def write_truth(world: World, series: Series, index: int, path: Path) -> None:
+    """The scored channels of the days after this state, in one GRIB2 file of analyses."""
+    encoder = GribEncoder(world.fine_grid)
+    messages = []
+    for day in range(1, DAYS + 1):
+        state = series.fine(index + day * (timedelta(days=1) // STEP))
+        valid_time = series.times[index] + timedelta(days=day)
+        for name in demo.SCORED:
+            field = state[world.channels.names.index(name)]
+            coded = encoder.encode(channel(name), field, initial_time=valid_time, lead=timedelta(0))
+            messages.append((channel(name), coded))
+    write_messages(path, messages)
+
+
+def _initial(world: World, split: str) -> tuple[Series, int]:
+    """The first 00 UTC of a series of the split with all days of truth behind it."""
+    for series in world.series(split):
+        for index, valid_time in enumerate(series.times):
+            if valid_time.hour == 0 and index + DAYS * (timedelta(days=1) // STEP) < len(series):
+                return series, index
+    raise InputError(
+        f"no {split} series of {world.folder} has {DAYS} days after a 00 UTC; simulate longer ones"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code as of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.embed", description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    parser.add_argument("--split", default="test", help="where the analysis comes from")
+    parser.add_argument("--model", help="a stage, or backbone; default the headline")
+    asked = parser.parse_args(arguments)
+    try:
+        settings = read_settings(ChainSettings, asked.config, overrides=asked.overrides)
+        made = embed(settings, split=asked.split, name=asked.model or settings.headline)
+    except FengwuError as error:
+        return console.report_error(error)
+    console.show_facts("Embedded", [(path.name, path) for path in made])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""The demonstration: the embedded world is whole, its forecast beats persistence, and embedding is repeatable."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from worlds import tiny_world
+
+from fengwu_ghr import demo
+from fengwu_ghr.catalogue import resolve_model, verify_model
+from fengwu_ghr.checkpoint import Checkpoint
+from fengwu_ghr.forecast import run_forecast
+from fengwu_ghr.grib.decode import plan_analysis, read_analysis
+from fengwu_ghr.variables import channel, channel_set
+
+
+class Silent:
+    def note(self, text: str) -> None: ...
+    def begin(self, done: int, total: int) -> None: ...
+    def stepped(self, done: int, lead: timedelta) -> None: ...
+
+
+def test_what_is_embedded_is_small_whole_and_fits_together() -> None:
+    checkpoint = verify_model(demo.MODEL)
+    analysis = read_analysis(plan_analysis([demo.ANALYSIS], channel_set("ghr-69").channels))
+    truth = plan_analysis(
+        [demo.TRUTH], [channel(n) for n in demo.SCORED], initial_time=analysis.valid_time + timedelta(days=10)
+    )
+    assert checkpoint.card.trained
+    assert checkpoint.grid.scale == 20
+    assert len(truth.channels) == len(demo.SCORED)
+    package = [demo.ANALYSIS, demo.TRUTH, *resolve_model(demo.MODEL).iterdir()]
+    assert sum(path.stat().st_size for path in package) <= 30 * 2**20
+
+
+def test_the_forecast_of_a_day_beats_persistence_in_every_scored_channel(tmp_path: Path) -> None:
+    result = run_forecast(demo.demo_config(tmp_path, lead_time_hours=24), reporter=Silent())
+    scores = demo.score_demo(result.store, days=(1, 3))
+    assert [score.channel for score in scores] == list(demo.SCORED)
+    assert {score.lead for score in scores} == {timedelta(days=1)}
+    for score in scores:
+        assert 0 < score.forecast < score.persistence
+
+
+def test_embedding_writes_what_the_demonstration_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import embed
+
+    world = tiny_world(tmp_path / "world", days=15)
+    series = world.series("train")[0]
+    monkeypatch.setattr(embed, "packaged_folder", lambda: tmp_path / "models")
+    for _ in range(2):
+        made = embed.embed_model(resolve_model(demo.MODEL))
+    embed.write_truth(world, series, 3, tmp_path / "truth.grib2")
+    assert Checkpoint.open(made).architecture == Checkpoint.open(resolve_model(demo.MODEL)).architecture
+    for day in (1, 10):
+        valid_time = series.times[3] + timedelta(days=day)
+        found = read_analysis(
+            plan_analysis([tmp_path / "truth.grib2"], [channel("z500")], initial_time=valid_time)
+        )
+        real = series.fine(3 + 4 * day)[world.channels.names.index("z500")]
+        np.testing.assert_allclose(found.fields[channel("z500")].values, real, atol=np.ptp(real) / 2**15)
