@@ -41,6 +41,7 @@ Read the package in the order of this list: a module uses only modules above it.
   The network
     normalise             physical values <-> what the network sees
     attention.window      exact attention inside windows of the sphere
+    forcing               orography, land, sun: what a network may be told beside the state
     backbone              the 0.25-degree network on one page
     transfer              its weights at 0.09 degrees: split, recombine, exchange, adapt per lead step
     initialise            weights before training: where transfer starts, untrained networks
@@ -77,6 +78,7 @@ Read the package in the order of this list: a module uses only modules above it.
     training.reference    the simulator's own forecasts: the numerical baseline, the twin, analyses as GRIB
     training.normals      the climatology of a world's training years; the fine detail it holds
     training.dataset      windows of normalised states, and the order in which they are drawn
+    training.forcings     what a network in training is told beside the states
     training.losses       what an error costs, by channel, level and area; amplitude and coherence
     training.scores       area-weighted errors of validation forecasts
     training.record       what a training run writes: its state, its log, its curves

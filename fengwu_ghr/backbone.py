@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fengwu_ghr.attention.window import from_windows, self_attention, to_windows
+from fengwu_ghr.forcing import FORCINGS, Forcing
 from fengwu_ghr.grid import backbone_grid
 
 EPSILON = 1e-6
@@ -31,8 +32,8 @@ class Architecture:
     A patch covers `stride` + 1 rows and `stride` columns, so that the patches of a grid with both poles meet the
     last row; stride 3, 6 or 12 leaves none, one or two doublings to the decoder. `windows` take turns, then comes
     a global block. `res_after` lists the blocks that a RES block follows, `lora_steps` counts the sets of adapters,
-    each of which serves `lora_group` lead steps in a row. Input is `history` states, the oldest first; output is the
-    next state or its tendency.
+    each of which serves `lora_group` lead steps in a row. Input is `history` states, the oldest first, and what
+    `forcings` names; output is the next state or its tendency.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Architecture:
     history: int = 1
     predicts: Literal["state", "tendency"] = "tendency"
     split: Literal["pixel", "token"] = "pixel"
+    forcings: tuple[Forcing, ...] = ()
 
     def __post_init__(self) -> None:
         broken = [f"{rule} (got {value})" for holds, rule, value in self._rules() if not holds]
@@ -80,6 +82,12 @@ class Architecture:
         yield ranked, "a positive lora_rank where there are lora_steps", (self.lora_rank, self.lora_steps)
         yield self.lora_group > 0, "one or more lead steps per set of adapters in lora_group", self.lora_group
         yield self.history in (1, 2), "a history of 1 or 2", self.history
+        ordered = tuple(forcing for forcing in FORCINGS if forcing in self.forcings)
+        yield (
+            ordered == self.forcings,
+            f"forcings once each, in the order {', '.join(FORCINGS)}",
+            self.forcings,
+        )
 
     @property
     def grid_shape(self) -> tuple[int, int]:
@@ -249,6 +257,10 @@ class Backbone(nn.Module):
         super().__init__()
         self.architecture = a = architecture
         self.patch = nn.Conv2d(a.history * a.channels, a.width, a.patch, a.stride)
+        # A layer of their own, the sum of both: the same as more channels, and the states' weights stay as they are.
+        self.forcing_patch = (
+            nn.Conv2d(len(a.forcings), a.width, a.patch, a.stride, bias=False) if a.forcings else None
+        )
         self.position = nn.Parameter(torch.empty(*a.token_shape, a.width))
         cycle = (*a.windows, None)
         self.blocks = nn.ModuleList(
@@ -258,20 +270,38 @@ class Backbone(nn.Module):
         self.decoder = Decoder(architecture)
 
     def forward(
-        self, fields: Float[Tensor, "batch inputs lat lon"], step: int | None = None
+        self,
+        fields: Float[Tensor, "batch inputs lat lon"],
+        step: int | None = None,
+        forcing: Float[Tensor, "batch forcing lat lon"] | None = None,
     ) -> Float[Tensor, "batch channel lat lon"]:
-        tokens = self.run(self.embed(fields), range(len(self.blocks)), step)
+        """The next states. Raises ValueError where `forcing` and the architecture differ."""
+        tokens = self.run(self.embed(fields, forcing), range(len(self.blocks)), step)
         return self.finish(self.decoder(tokens), fields[:, -self.architecture.channels :])
 
-    def embed(self, fields: Float[Tensor, "batch inputs lat lon"]) -> Float[Tensor, "batch row column width"]:
+    def embed(
+        self,
+        fields: Float[Tensor, "batch inputs lat lon"],
+        forcing: Float[Tensor, "batch forcing lat lon"] | None = None,
+    ) -> Float[Tensor, "batch row column width"]:
         """One token per patch, with its place on the globe added."""
-        return self.to_tokens(fields) + self.position
+        return self.to_tokens(fields, forcing) + self.position
 
-    def to_tokens(self, fields: Float[Tensor, "batch inputs _ _"]) -> Float[Tensor, "batch _ _ width"]:
+    def to_tokens(
+        self,
+        fields: Float[Tensor, "batch inputs _ _"],
+        forcing: Float[Tensor, "batch forcing _ _"] | None = None,
+    ) -> Float[Tensor, "batch _ _ width"]:
         """One token per patch of a field of any size, without its place."""
         # Channels last: the strided sub-fields are gathered in the order in which the convolution reads them.
         fields = fields.to(self.patch.weight.dtype).contiguous(memory_format=torch.channels_last)
-        return self.patch(fields).permute(0, 2, 3, 1)
+        tokens = self.patch(fields)
+        if self.forcing_patch is not None and forcing is not None:
+            tokens = tokens + self.forcing_patch(forcing.to(tokens.dtype))
+        elif self.forcing_patch is not forcing:
+            wanted, got = self.architecture.forcings, "none" if forcing is None else "some"
+            raise ValueError(f"the network needs the forcings {wanted}; got {got}")
+        return tokens.permute(0, 2, 3, 1)
 
     def run(
         self, tokens: Float[Tensor, "batch row column width"], blocks: Sequence[int], step: int | None

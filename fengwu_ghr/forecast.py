@@ -175,10 +175,11 @@ class ForecastRun:
         restart = self.store.load_restart(self.plan.initial_time, max_step=before)
         if restart is not None:
             self.reporter.note(f"resuming after step {restart.step} from the saved state")
-            return Start(restart.step, restart.arrays)
+            valid_time = self.plan.initial_time + restart.step * self.plan.step
+            return Start(restart.step, restart.arrays, valid_time)
         if self.committed:
             self.reporter.note("resuming: computing again from the analysis, committed leads are kept")
-        return Start(0, [self.master(analysis) for analysis in analyses])
+        return Start(0, [self.master(analysis) for analysis in analyses], self.plan.initial_time)
 
     def master(self, analysis: Analysis) -> MasterState:
         """The analysis on the network grid, normalised."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from time import perf_counter
 
 from fengwu_ghr.engine.stepper import MasterState, Stepper
@@ -12,10 +13,14 @@ ASSUMED_WRITE_BYTES_PER_SECOND = 3e8
 
 @dataclass(frozen=True)
 class Start:
-    """Where a rollout begins: the newest `history` master states, oldest first, after `step` steps."""
+    """Where a rollout begins: the newest `history` master states, oldest first, after `step` steps.
+
+    The last state is valid at `valid_time`.
+    """
 
     step: int
     states: Sequence[MasterState]
+    valid_time: datetime
 
 
 def rollout(stepper: Stepper, start: Start, *, steps: int) -> Iterator[int]:
@@ -26,7 +31,7 @@ def rollout(stepper: Stepper, start: Start, *, steps: int) -> Iterator[int]:
     """
     if len(start.states) != stepper.history:
         raise ValueError(f"the model needs {stepper.history} states to start from; got {len(start.states)}")
-    stepper.put(start.states)
+    stepper.put(start.states, start.valid_time)
     for index in range(start.step, steps):
         stepper.step(index)
         yield index + 1

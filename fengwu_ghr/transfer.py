@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fengwu_ghr.attention.window import from_windows, self_attention, to_windows
 from fengwu_ghr.backbone import DECONVOLUTION, EPSILON, Architecture, Backbone, Linear, LinearFactory
-from fengwu_ghr.grid import SUBFIELDS_PER_AXIS
+from fengwu_ghr.forcing import STATIC, ForcingFields
+from fengwu_ghr.grid import SUBFIELDS_PER_AXIS, NetworkGrid
 
 N = SUBFIELDS_PER_AXIS
 SUBFIELDS = N * N
@@ -189,23 +190,42 @@ class TransferModel(nn.Module):
         self.architecture = architecture
         self.backbone = Backbone(architecture, linear=_linear_factory(architecture))
         self.res = nn.ModuleList(RES(architecture) for _ in architecture.res_after)
+        fixed = sum(forcing in STATIC for forcing in architecture.forcings)
+        if fixed:
+            rows, columns = architecture.grid_shape
+            self.register_buffer("static", torch.empty(fixed, N * rows, N * columns))
 
     def forward(
-        self, states: Float[Tensor, "batch inputs row column"], step: int
+        self,
+        states: Float[Tensor, "batch inputs row column"],
+        step: int,
+        forcing: Float[Tensor, "batch forcing row column"] | None = None,
     ) -> Float[Tensor, "batch channel row column"]:
         """The next states, differentiable; `inputs` are the channels of `history` states, the oldest first."""
         newest = states[:, -self.architecture.channels :]
         if self.architecture.split == "pixel":
-            nine = split(states)
-            tokens = self.advance(self.backbone.embed(nine), step=step, batch=nine.shape[0])
+            nine, told = split(states), None if forcing is None else split(forcing)
+            tokens = self.advance(self.backbone.embed(nine, told), step=step, batch=nine.shape[0])
             return recombine(self.backbone.finish(self.backbone.decoder(tokens), split(newest)))
-        tokens = unfold(self.backbone.to_tokens(states[:, :, 1:-1])) + self.backbone.position
+        told = None if forcing is None else forcing[:, :, 1:-1]
+        tokens = unfold(self.backbone.to_tokens(states[:, :, 1:-1], told)) + self.backbone.position
         decoded = self.backbone.decoder(fold(self.advance(tokens, step=step, batch=tokens.shape[0])))
         inner = self.backbone.finish(decoded, newest[:, :, 1:-1])
         return torch.cat([newest[:, :, :1], inner, newest[:, :, -1:]], dim=2)
 
+    def forcing_fields(self, grid: NetworkGrid, *, step_hours: int) -> ForcingFields | None:
+        """What the model is told beside the states, from its own static fields; None where that is nothing."""
+        if not self.architecture.forcings:
+            return None
+        static = getattr(self, "static", self.backbone.position.new_empty(0, *grid.shape))
+        return ForcingFields(self.architecture.forcings, static, grid, step_hours)
+
     def tokens_of(
-        self, states: Sequence[Float[Tensor, "channel row column"]], *, batch: int = SUBFIELDS
+        self,
+        states: Sequence[Float[Tensor, "channel row column"]],
+        *,
+        forcing: Float[Tensor, "forcing row column"] | None = None,
+        batch: int = SUBFIELDS,
     ) -> Float[Tensor, "9 down across width"]:
         """The tokens of all nine sub-fields of `history` states, the oldest first, on the weights' device."""
         if len(states) != self.architecture.history:
@@ -215,9 +235,10 @@ class TransferModel(nn.Module):
         # No stage keeps what it gathered or decoded while it makes the next: one batch of fields at a time.
         if self.architecture.split == "pixel":
             groups = _subfields(batch)
-            return _join([self.backbone.embed(self._gather(states, some)) for some in groups])
-        bands = self._token_bands(batch)
-        rows = [self.backbone.to_tokens(self._gather(states, [band])) for band in bands]
+            tokens = [self.backbone.embed(self._gather(states, some), _at(forcing, some)) for some in groups]
+            return _join(tokens)
+        bands = [[band] for band in self._token_bands(batch)]
+        rows = [self.backbone.to_tokens(self._gather(states, band), _at(forcing, band)) for band in bands]
         return unfold(_join(rows, dim=1)) + self.backbone.position
 
     def advance(
@@ -318,6 +339,11 @@ def _subfields(batch: int) -> list[list[Place]]:
         (slice(None), slice(k // N, None, N), slice(k % N, None, N)) for k in range(SUBFIELDS)
     ]
     return [places[first : first + batch] for first in range(0, SUBFIELDS, batch)]
+
+
+def _at(forcing: Tensor | None, places: Sequence[Place]) -> Tensor | None:
+    """The forcing at these places."""
+    return None if forcing is None else torch.stack([forcing[place] for place in places])
 
 
 def _parts(rows: int, batch: int) -> list[slice]:

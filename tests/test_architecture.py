@@ -27,7 +27,17 @@ HEAVY = (
     "pandas",
 )
 
-NETWORK = ("attention", "backbone", "transfer", "initialise", "checkpoint", "catalogue", "engine", "training")
+NETWORK = (
+    "attention",
+    "forcing",
+    "backbone",
+    "transfer",
+    "initialise",
+    "checkpoint",
+    "catalogue",
+    "engine",
+    "training",
+)
 FENCES = {
     "eccodes": ("grib",),
     "gribapi": ("grib",),

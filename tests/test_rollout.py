@@ -1,6 +1,7 @@
 """The rollout sees a model as three calls, so a fake one tests it: indices, history, restart."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from fengwu_ghr.grid import NetworkGrid
 from fengwu_ghr.rollout import RestartSchedule, Start, rollout
 from fengwu_ghr.variables import channel_set
+
+TIME = datetime(2000, 1, 1)
 
 
 class Counting:
@@ -21,7 +24,7 @@ class Counting:
         self.indices: list[int] = []
         self.states: list[np.ndarray] = []
 
-    def put(self, states: Sequence[np.ndarray]) -> None:
+    def put(self, states: Sequence[np.ndarray], valid_time: datetime) -> None:
         self.states = [state.copy() for state in states]
 
     def step(self, index: int) -> None:
@@ -50,9 +53,9 @@ def _run(stepper: Counting, start: Start, steps: int) -> list[list[np.ndarray]]:
 @pytest.mark.parametrize("history", [1, 2])
 def test_a_restart_gives_the_same_states_and_the_same_indices(history: int) -> None:
     first = [_state(v) for v in range(history)]
-    whole = _run(Counting(history), Start(0, first), 5)
+    whole = _run(Counting(history), Start(0, first, TIME), 5)
     resumed = Counting(history)
-    rest = _run(resumed, Start(2, whole[1]), 5)
+    rest = _run(resumed, Start(2, whole[1], TIME), 5)
     assert resumed.indices == [2, 3, 4]
     for expected, got in zip(whole[2:], rest):
         np.testing.assert_array_equal(expected, got)
@@ -60,17 +63,17 @@ def test_a_restart_gives_the_same_states_and_the_same_indices(history: int) -> N
 
 def test_the_state_put_in_is_not_touched() -> None:
     state = _state(1)
-    _run(Counting(1), Start(0, [state]), 3)
+    _run(Counting(1), Start(0, [state], TIME), 3)
     np.testing.assert_array_equal(state, _state(1))
 
 
 def test_a_wrong_number_of_states_is_refused() -> None:
     with pytest.raises(ValueError, match="needs 2 states to start from; got 1"):
-        list(rollout(Counting(2), Start(0, [_state(0)]), steps=1))
+        list(rollout(Counting(2), Start(0, [_state(0)], TIME), steps=1))
 
 
 def test_a_finished_rollout_takes_no_step() -> None:
-    assert list(rollout(Counting(1), Start(4, [_state(0)]), steps=4)) == []
+    assert list(rollout(Counting(1), Start(4, [_state(0)], TIME), steps=4)) == []
 
 
 def test_saving_waits_until_it_costs_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The torch engine: the same forecast whatever the batch, history carried, poles rebuilt, memory and work foreseen."""
 
+from datetime import datetime
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from fengwu_ghr.checkpoint import Checkpoint
 from fengwu_ghr.engine.stepper import Stepper
 from fengwu_ghr.engine.torch_engine import BATCHES, Compute, TorchStepper, activation_bytes, flops_per_step
 from fengwu_ghr.errors import UsageError
+
+TIME = datetime(2000, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def _states(checkpoint: Checkpoint, rng: np.random.Generator) -> list[np.ndarray
 def _forecast(checkpoint: Checkpoint, states: list[np.ndarray], *, batch: int, steps: int = 2) -> np.ndarray:
     stepper = TorchStepper(checkpoint, Compute(batch=batch))
     assert isinstance(stepper, Stepper)
-    stepper.put(states)
+    stepper.put(states, TIME)
     for index in range(steps):
         stepper.step(index)
     out = np.empty_like(states[0])
@@ -59,7 +63,7 @@ def test_both_states_of_a_history_matter_and_move_on(
     changed = _forecast(checkpoint, [older + 1, newer], batch=9, steps=1)
     assert np.abs(changed - _forecast(checkpoint, [older, newer], batch=9, steps=1)).max() > 1e-4
     stepper = TorchStepper(checkpoint, Compute(batch=9))
-    stepper.put([older, newer])
+    stepper.put([older, newer], TIME)
     stepper.step(0)
     before = np.empty_like(newer)
     stepper.get(before, age=1)
@@ -86,7 +90,7 @@ def test_put_copies_and_get_copies(checkpoints: dict[str, Checkpoint], rng: np.r
     states = _states(checkpoint, rng)
     kept = states[0].copy()
     stepper = TorchStepper(checkpoint, Compute(batch=9))
-    stepper.put(states)
+    stepper.put(states, TIME)
     stepper.step(0)
     np.testing.assert_array_equal(states[0], kept)
     first, again = np.empty_like(kept), np.empty_like(kept)

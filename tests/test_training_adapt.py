@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from fengwu_ghr.training.record import read_log
 from fengwu_ghr.training.scores import Scores
 from fengwu_ghr.training.stage import AdaptStage
 from fengwu_ghr.training.world import World
+
+TIME = datetime(2000, 7, 1)
 
 QUICK: dict[str, Any] = {
     "samples": 3,
@@ -187,12 +190,12 @@ def test_steps_in_training_are_steps_of_the_rollout(world: World, tmp_path: Path
     stepper = TorchStepper(Checkpoint.open(folder), Compute())
     start = states(world, 1)
     expected = np.empty_like(start[0].numpy())
-    for _ in rollout(stepper, Start(0, [start[0].numpy()]), steps=3):
+    for _ in rollout(stepper, Start(0, [start[0].numpy()], TIME), steps=3):
         stepper.get(expected)
     forecast, state = forecast_of(folder, world), start
     with torch.no_grad():
         for lead in range(3):
-            state = forecast.step(state, lead)
+            state = forecast.step(state, lead, [TIME])
     np.testing.assert_allclose(state[0].numpy(), expected, atol=2e-5)
     assert (state - start).abs().mean() > 0.01
 

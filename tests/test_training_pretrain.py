@@ -138,7 +138,7 @@ def test_the_checkpoint_forecasts_the_validation_states_as_in_training(run: Path
     backbone = load_model(Checkpoint.open(run / "model")).backbone
     with torch.no_grad():
         scores = Scores(CoarseSamples(world, "validation"), 3, backbone_grid(20))
-        found = scores.of(lambda states, _: backbone(states), torch.device("cpu"))
+        found = scores.of(lambda states, lead, times: backbone(states), torch.device("cpu"))
     then = last_validation(run / "phase-2")
     assert found == pytest.approx({name: then[name] for name in found}, rel=1e-4)
     assert set(then) == set(found) | {f"{name} persistence" for name in found}
@@ -149,7 +149,7 @@ def test_the_checkpoint_runs_as_the_split(run: Path, world: World) -> None:
     checkpoint = Checkpoint.open(run / "model")
     state = FineSamples(world, "validation", in_memory=0).sample(0, 1)[0]
     stepper = TorchStepper(checkpoint, Compute(threads=1, batch=9))
-    stepper.put([state.numpy()])
+    stepper.put([state.numpy()], datetime(2000, 1, 1))
     stepper.step(0)
     following = np.empty_like(state.numpy())
     stepper.get(following)

@@ -1,6 +1,7 @@
 """The model as the rollout sees it: put states in, step, get the newest state out."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -27,8 +28,8 @@ class Stepper(Protocol):
     step_hours: int
     numerics: dict[str, str | int]
 
-    def put(self, states: Sequence[MasterState]) -> None:
-        """Copy in the newest `history` master states, oldest first."""
+    def put(self, states: Sequence[MasterState], valid_time: datetime) -> None:
+        """Copy in the newest `history` master states, oldest first; the last is valid at `valid_time`."""
 
     def step(self, index: int) -> None:
         """Advance by `step_hours`; `index` 0 is the step that leaves the initial time."""

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from time import perf_counter
 
@@ -60,10 +61,11 @@ class TorchStepper:
         self._sign, self._offset = (
             torch.from_numpy(a).to(compute.device) for a in checkpoint.normalisation.across_pole(is_vector)
         )
+        self._forcing = self._model.forcing_fields(self.network, step_hours=self.step_hours)
         self._states: list[Tensor] = []
 
-    def put(self, states: Sequence[MasterState]) -> None:
-        self._states = []
+    def put(self, states: Sequence[MasterState], valid_time: datetime) -> None:
+        self._states, self._valid_time = [], valid_time
         with _memory_errors(self._compute):
             for state in states:
                 self._states.append(torch.from_numpy(state).to(self._compute.device, copy=True))
@@ -75,12 +77,14 @@ class TorchStepper:
     def step(self, index: int) -> None:
         batch, newest, target = self._compute.batch, self._states[-1], self._states[0]
         with _memory_errors(self._compute):
-            tokens = self._model.tokens_of(self._states, batch=batch)
+            forcing = None if self._forcing is None else self._forcing.at([self._valid_time])[0]
+            tokens = self._model.tokens_of(self._states, forcing=forcing, batch=batch)
             tokens = self._model.advance(tokens, step=index, batch=batch)
             # The oldest state is needed no longer (with history 1 it is the newest): the next one replaces it.
             self._model.write_next(target, newest, tokens=tokens, batch=batch)
         self.network.refill_beyond_poles(target, sign=self._sign, offset=self._offset)
         self._states = [*self._states[1:], target]
+        self._valid_time += timedelta(hours=self.step_hours)
 
 
 def _make_reproducible(compute: Compute) -> None:
@@ -133,8 +137,10 @@ def flops_per_step(architecture: Architecture) -> int:
     with torch.device("meta"):
         model = TransferModel(architecture)
         state = torch.empty(1, architecture.channels * architecture.history, 3 * rows, 3 * columns)
+        told = architecture.forcings
+        forcing = torch.empty(1, len(told), *state.shape[2:]) if told else None
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(state, 0)
+        model(state, 0, forcing)
     return counter.get_total_flops()
 
 

@@ -28,9 +28,9 @@ from fengwu_ghr.training.loop import Ranks, TrainSettings, run_loop
 from fengwu_ghr.training.losses import LossWeights
 from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.record import last_validation
-from fengwu_ghr.training.scores import STEP_HOURS, Scores
+from fengwu_ghr.training.scores import Scores
 from fengwu_ghr.training.stage import AdaptStage
-from fengwu_ghr.training.world import World
+from fengwu_ghr.training.world import STEP_HOURS, World
 from fengwu_ghr.transfer import TransferModel
 
 

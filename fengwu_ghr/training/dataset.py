@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from datetime import datetime
 from functools import lru_cache, partial
 from typing import Literal, NamedTuple, TypeVar
 
@@ -63,6 +64,9 @@ class Samples(ABC):
             return self._held[series][index]
         return self._normalised(self.series[series], index)
 
+    def valid_time(self, series: int, index: int) -> datetime:
+        return self.series[series].times[index]
+
     def windows(self, length: int) -> Sequence[Window]:
         """Every run of `length` consecutive states, series by series."""
         return _windows(tuple(len(series) for series in self.series), length)
@@ -79,6 +83,11 @@ class Samples(ABC):
         """State number `step` of `sample(index, length)`, without reading the others; may share memory."""
         window = self.windows(length)[index]
         return torch.from_numpy(self.state(window.series, window.start + step))
+
+    def frame_time(self, index: int, length: int, step: int) -> datetime:
+        """When `frame(index, length, step)` is valid."""
+        window = self.windows(length)[index]
+        return self.valid_time(window.series, window.start + step)
 
     def _states(self, window: Window, length: int) -> Float32[Tensor, "time channel row column"]:
         if self._held:
@@ -153,6 +162,9 @@ class StridedSamples(Samples):
     def frame(self, index: int, length: int, step: int) -> Float32[Tensor, "channel row column"]:
         window, k = divmod(index, SUBFIELDS_PER_AXIS**2)
         return _subfield(self._fine.frame(window, length, step), k)
+
+    def frame_time(self, index: int, length: int, step: int) -> datetime:
+        return self._fine.frame_time(index // SUBFIELDS_PER_AXIS**2, length, step)
 
 
 def backbone_samples(

@@ -1,11 +1,14 @@
 """Fine forecasts in training: a differentiable step on the network grid."""
 
+from collections.abc import Sequence
+from datetime import datetime
+
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 from fengwu_ghr.grid import NetworkGrid
-from fengwu_ghr.training.world import World
+from fengwu_ghr.training.world import STEP_HOURS, World
 from fengwu_ghr.transfer import TransferModel
 
 
@@ -15,6 +18,7 @@ class FineForecast:
     def __init__(self, model: TransferModel, world: World) -> None:
         self.model = model
         self._network = NetworkGrid(world.scale)
+        self._forcing = model.forcing_fields(self._network, step_hours=STEP_HOURS)
         is_vector = [channel.definition.is_vector for channel in world.channels.channels]
         sign, offset = world.statistics.normalisation.across_pole(is_vector)
         self._sign, self._offset = torch.from_numpy(sign)[:, None], torch.from_numpy(offset)[:, None]
@@ -24,10 +28,11 @@ class FineForecast:
         return self.model.backbone.position.device
 
     def step(
-        self, states: Float32[Tensor, "batch channel row column"], lead: int
+        self, states: Float32[Tensor, "batch channel row column"], lead: int, times: Sequence[datetime]
     ) -> Float32[Tensor, "batch channel row column"]:
-        """The next states, of the step that follows `lead` others, differentiable."""
-        return self.refilled(self.model(states, lead))
+        """The states that follow those valid at these times, after `lead` steps already made; differentiable."""
+        forcing = None if self._forcing is None else self._forcing.at(times)
+        return self.refilled(self.model(states, lead, forcing))
 
     def refilled(
         self, states: Float32[Tensor, "batch channel row column"]

@@ -85,16 +85,17 @@ class RolloutTask(AdaptTask):
 
     def loss(self, numbers: range) -> Float[Tensor, ""]:
         device = self.forecast.device
-        states = torch.stack([self._sample(number) for number in numbers]).to(device)
+        indices = [self._index(number) for number in numbers]
+        states = torch.stack([self._train.sample(index, self._length) for index in indices]).to(device)
         state, losses = self._start(numbers, states[:, 0]), []
         for lead, truth in enumerate(states.unbind(dim=1)[1:]):
-            state = self.forecast.step(state, lead)
+            times = [self._train.frame_time(index, self._length, lead) for index in indices]
+            state = self.forecast.step(state, lead, times)
             losses.append(self.cost(state, truth))
         return torch.stack(losses).mean()
 
-    def _sample(self, number: int) -> Float32[Tensor, "time channel row column"]:
-        count = self._train.count(self._length)
-        return self._train.sample(draw(number, count=count, stream=self.stream), self._length)
+    def _index(self, number: int) -> int:
+        return draw(number, count=self._train.count(self._length), stream=self.stream)
 
     def _start(
         self, numbers: range, states: Float32[Tensor, "batch channel row column"]
@@ -128,7 +129,8 @@ class ReplayTask(AdaptTask):
         """Where the forecast is after one more step, and what its error there costs."""
         device = self.forecast.device
         truth = torch.from_numpy(self.prepared.train.state(*leg.target))[None].to(device)
-        state = self.forecast.step(self._buffer[leg.entry][None].to(device), leg.lead)
+        time = self.prepared.train.valid_time(*leg.valid)
+        state = self.forecast.step(self._buffer[leg.entry][None].to(device), leg.lead, [time])
         return state[0].detach(), self.cost(state, truth)
 
     def memory(self) -> dict[str, Float[Tensor, "..."]]:

@@ -9,6 +9,7 @@ Channels that the world does not resolve have a factor of zero: they persist.
 import copy
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -25,17 +26,19 @@ from fengwu_ghr.backbone import Architecture, Backbone, architecture
 from fengwu_ghr.checkpoint import Checkpoint, load_model
 from fengwu_ghr.config import Section
 from fengwu_ghr.errors import InputError, UsageError
+from fengwu_ghr.forcing import Forcing
 from fengwu_ghr.grid import backbone_grid
 from fengwu_ghr.initialise import build
 from fengwu_ghr.model_card import ModelCard, Statistics
 from fengwu_ghr.training.dataset import Coarsening, Samples, backbone_samples, draw, noise_generator
+from fengwu_ghr.training.forcings import coarse_forcings, network_static
 from fengwu_ghr.training.identity import describe_world, identity_in, identity_of, is_made
 from fengwu_ghr.training.loop import Ranks, Task, TrainSettings, run_loop
 from fengwu_ghr.training.losses import LossSettings, LossWeights, weighted_mse
 from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.record import last_validation
-from fengwu_ghr.training.scores import STEP_HOURS, Scores
-from fengwu_ghr.training.world import World, WorldStatistics
+from fengwu_ghr.training.scores import Scores
+from fengwu_ghr.training.world import STEP_HOURS, World, WorldStatistics
 from fengwu_ghr.transfer import TransferModel
 
 
@@ -52,6 +55,9 @@ class BackboneSettings(Section):
     """Attention heads; they divide the width."""
     decoder_width: int | None = None
     """Numbers per token that the decoder spreads over the grid."""
+
+    forcings: tuple[Forcing, ...] = ()
+    """What it is told beside the state: `orography`, `land_mask`, `insolation`; nothing by default."""
 
     def architecture(self, scale: int, channels: int) -> Architecture:
         """A backbone alone: no RES blocks, no adapters. Raises ValueError where the parts do not fit."""
@@ -110,6 +116,8 @@ class PretrainSettings(Section):
     def _phases_fit(self) -> "PretrainSettings":
         for phase in self.phases:
             phase.settings(self.train)
+        if self.coarsening == "strided" and self.backbone.forcings:
+            raise ValueError("forcings are area means: with coarsening = strided give none")
         return self
 
 
@@ -165,17 +173,20 @@ class PretrainTask(Task):
             world.channels, world.statistics, backbone_grid(world.scale), settings.loss
         )
         self._scale = output_scale(world.statistics, world.channels.names)
+        self._forcings = coarse_forcings(world, settings.backbone.forcings)
         windows = settings.validation_windows
         self._scores = Scores(validation, windows, backbone_grid(world.scale), at_once=windows)
 
     def loss(self, numbers: range) -> Float[Tensor, ""]:
         device = self.backbone.position.device
         scale, weights = self._scale.to(device), self._weights.to(device)
-        states = torch.stack([self._sample(number) for number in numbers]).to(device)
+        indices = [self._index(number) for number in numbers]
+        states = torch.stack([self._train.sample(index, self._length) for index in indices]).to(device)
         state = states[:, 0] + self._settings.noise * scale * self._noise(numbers, states[0, 0])
         losses = []
-        for truth in states.unbind(dim=1)[1:]:
-            state = scaled_step(self.backbone, state, scale)
+        for step, truth in enumerate(states.unbind(dim=1)[1:]):
+            times = [self._train.frame_time(index, self._length, step) for index in indices]
+            state = scaled_step(self.backbone, state, scale, self._told(times, device))
             losses.append(weighted_mse(state, truth, weights))
         return torch.stack(losses).mean()
 
@@ -183,12 +194,16 @@ class PretrainTask(Task):
         """Scores of the model, and beside them those of persistence."""
         device = self.backbone.position.device
         scale = self._scale.to(device)
-        found = self._scores.of(lambda states, _: scaled_step(self.backbone, states, scale), device)
+
+        def step(states: Tensor, lead: int, times: Sequence[datetime]) -> Tensor:
+            return scaled_step(self.backbone, states, scale, self._told(times, device))
+
+        found = self._scores.of(step, device)
         return found | {f"{name} persistence": value for name, value in self._persistence.items()}
 
     @cached_property
     def _persistence(self) -> dict[str, float]:
-        return self._scores.of(lambda states, _: states, torch.device("cpu"))
+        return self._scores.of(lambda states, lead, times: states, torch.device("cpu"))
 
     def describe(self) -> dict[str, Any]:
         """The settings but for those of other phases; the world by its training states and statistics."""
@@ -197,9 +212,13 @@ class PretrainTask(Task):
         )
         return about | {"rollout_steps": self._length - 1, "world": describe_world(self._train.world)}
 
-    def _sample(self, number: int) -> Float32[Tensor, "time channel row column"]:
-        count = self._train.count(self._length)
-        return self._train.sample(draw(number, count=count, stream=self._stream), self._length)
+    def _index(self, number: int) -> int:
+        return draw(number, count=self._train.count(self._length), stream=self._stream)
+
+    def _told(
+        self, times: Sequence[datetime], device: torch.device
+    ) -> Float32[Tensor, "batch forcing row column"] | None:
+        return None if self._forcings is None else self._forcings.at(times).to(device)
 
     def _noise(
         self, numbers: range, like: Float32[Tensor, "channel row column"]
@@ -212,9 +231,10 @@ def scaled_step(
     backbone: Backbone,
     states: Float32[Tensor, "batch channel lat lon"],
     scale: Float32[Tensor, "channel 1 1"],
+    forcing: Float32[Tensor, "batch forcing lat lon"] | None = None,
 ) -> Float32[Tensor, "batch channel lat lon"]:
     """The next states, of a backbone in training: its decoder gives the tendency over `scale`."""
-    tokens = backbone.run(backbone.embed(states), range(len(backbone.blocks)), None)
+    tokens = backbone.run(backbone.embed(states, forcing), range(len(backbone.blocks)), None)
     return states + scale * backbone.decoder(tokens)
 
 
@@ -237,7 +257,10 @@ def _begun(world: World, settings: PretrainSettings) -> TransferModel:
     """
     shape = _architecture(world, settings)
     if settings.start is None:
-        return build(shape, seed=settings.seed)
+        model = build(shape, seed=settings.seed)
+        if hasattr(model, "static"):
+            model.static = network_static(world, shape.forcings)
+        return model
     source = Checkpoint.open(settings.start)
     own, theirs = world.statistics.normalisation, source.normalisation
     wanted = [

@@ -1,7 +1,8 @@
 """Scores of validation: area-weighted RMSE, in physical units, of forecasts from some validation states."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import torch
 from jaxtyping import Float, Float32
@@ -11,15 +12,14 @@ from fengwu_ghr.errors import InputError
 from fengwu_ghr.grid import LatLonGrid, NetworkGrid
 from fengwu_ghr.training.dataset import Samples, evenly_spaced
 from fengwu_ghr.training.losses import mean_one_rows
-from fengwu_ghr.training.world import World
+from fengwu_ghr.training.world import STEP_HOURS, World
 
 SCORED = ("z500", "t850", "2t", "u850")
 SCORED_STEPS = (1, 4, 12, 20)
 """Lead steps of validation: 6, 24, 72 and 120 hours."""
-STEP_HOURS = 6
 
-Step = Callable[[Tensor, int], Tensor]
-"""Normalised states (batch, channel, row, column), and the steps that lie behind them -> the states that follow."""
+Step = Callable[[Tensor, int, Sequence[datetime]], Tensor]
+"""Normalised states (batch, channel, row, column), the steps behind them, their valid times -> what follows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,8 @@ class Scores:
             numbers = chosen[first : first + self.at_once]
             state = self._analyses(numbers, length, 0).to(device)
             for lead in range(1, length):
-                state = step(state, lead - 1)
+                times = [self.samples.frame_time(number, length, lead - 1) for number in numbers]
+                state = step(state, lead - 1, times)
                 if lead in leads:
                     errors = state.cpu() - self._analyses(numbers, length, lead)
                     total = len(numbers) * scored_squares(errors, self.samples.world, self.grid)

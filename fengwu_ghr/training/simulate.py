@@ -205,6 +205,10 @@ class StateMaker:
     def orography(self) -> Float32[np.ndarray, "lat lon"]:
         return self._to_fine.apply(self._simulator.orography)
 
+    @property
+    def land_mask(self) -> Float32[np.ndarray, "lat lon"]:
+        return np.clip(self._to_fine.apply(self._simulator.land_mask), 0, 1)
+
     def fine(self, state: SimulatedState) -> Float32[np.ndarray, "channel lat lon"]:
         """Every channel on the product grid, in registry units; humidity is not below zero."""
         fields = dict(state.near_surface)
@@ -306,6 +310,7 @@ def simulate_member(settings: SimulateSettings, number: int) -> None:
     simulator = Simulator(truncation=settings.truncation, time_steps=settings.time_steps, start=member.start)
     maker = StateMaker(simulator, scale=settings.scale, channels=channel_set(settings.channel_set))
     save_array(settings.folder / "orography.npy", maker.orography)
+    save_array(settings.folder / "land_mask.npy", maker.land_mask)
     reached = _reached(settings, number)
     restart = (
         simulator.load(restart_path(folder, reached)) if reached else simulator.from_rest(seed=member.seed)

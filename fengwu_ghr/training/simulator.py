@@ -81,6 +81,11 @@ class Simulator:
         return _north_first(np.asarray(metres, np.float32) * np.float32(self._jcm.gravity))
 
     @cached_property
+    def land_mask(self) -> Float32[np.ndarray, "lat lon"]:
+        """The share of land."""
+        return _north_first(np.asarray(self._terrain.fmask, np.float32))
+
+    @cached_property
     def sigma(self) -> Float64[np.ndarray, " level"]:
         """Pressure of the levels over surface pressure, top to bottom."""
         return np.asarray(self._coords.vertical.centers, np.float64)

@@ -24,6 +24,7 @@ from fengwu_ghr.remap import keep_to_bounds, remap_state
 from fengwu_ghr.rollout import Start, rollout
 from fengwu_ghr.training.dataset import FineSamples
 from fengwu_ghr.training.downscale import Downscaling
+from fengwu_ghr.training.forcings import coarse_forcings
 from fengwu_ghr.training.normals import FineDetail, Normals
 from fengwu_ghr.training.reference import ReferenceForecasts
 from fengwu_ghr.training.world import STEP, World
@@ -95,9 +96,11 @@ class CoarseForecast(Source):
         normalisation = self._checkpoint.normalisation
         coarse = self.world.series(date.split)[date.series].coarse(date.index)
         state = torch.from_numpy(normalisation.normalise(np.ascontiguousarray(coarse)))[None]
-        for _ in range(steps):
+        told = coarse_forcings(self.world, self._checkpoint.architecture.forcings)
+        for step in range(steps):
+            forcing = told and told.at([self.valid_time(date, step)])
             with torch.inference_mode():
-                state = self._backbone(state)
+                state = self._backbone(state, forcing=forcing)
             yield normalisation.denormalise(state[0].numpy())
 
     def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
@@ -149,7 +152,7 @@ class TransferredForecast(Source):
         start = np.ascontiguousarray(samples.read(samples.series[date.series], date.index))
         normalisation = self._checkpoint.normalisation
         state = normalisation.normalise(start, out=start)
-        for _ in rollout(self._stepper, Start(0, [state]), steps=steps):
+        for _ in rollout(self._stepper, Start(0, [state], self.valid_time(date, 0)), steps=steps):
             out = np.empty_like(state)
             self._stepper.get(out)
             yield normalisation.denormalise(out, out=out)

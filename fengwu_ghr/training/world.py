@@ -25,7 +25,8 @@ from fengwu_ghr.normalise import Normalisation, standard_statistics
 from fengwu_ghr.variables import ChannelSet, channel_set
 
 SPLITS = ("train", "validation", "test")
-STEP = timedelta(hours=6)
+STEP_HOURS = 6
+STEP = timedelta(hours=STEP_HOURS)
 FLOOR = 0.1
 """A channel whose spread is below this part of the atmosphere's is not resolved by the simulator."""
 
@@ -109,6 +110,11 @@ class World:
     def orography(self) -> Float32[np.ndarray, "lat lon"]:
         """Geopotential of the surface on the product grid, m2 s-2."""
         return _read_array(self.folder / "orography.npy")
+
+    @cached_property
+    def land_mask(self) -> Float32[np.ndarray, "lat lon"]:
+        """The share of land on the product grid, 0 to 1."""
+        return _read_array(self.folder / "land_mask.npy")
 
     @property
     def splits(self) -> tuple[str, ...]:
