@@ -59,7 +59,7 @@ def compute_alone(config: RunConfig) -> dict[str, float]:
         run = ForecastRun(plan, store, Stopwatch())
         stepper = TorchStepper(plan.checkpoint, plan.compute)
         states = [run.master(read_analysis(a)) for a in plan.analyses]
-    stepper.put(states)
+    stepper.put(states, plan.initial_time)
     start = time.perf_counter()
     for index in range(plan.steps):
         stepper.step(index)

@@ -90,7 +90,10 @@ class Checkpoint:
             "grid": f"{self.grid.name} {self.grid.shape[0]} x {self.grid.shape[1]}, {card.registration}",
             "predicts": f"{a.predicts}, {card.step_hours} h a step, from {a.history} state(s)",
             "split": f"{a.split} level",
-            "adapters": f"rank {a.lora_rank} at {a.lora_steps} lead steps" if a.lora_steps else "none",
+            "forcings": ", ".join(a.forcings) or "none",
+            "adapters": f"rank {a.lora_rank}, {a.lora_steps} set(s) of {a.lora_group} lead step(s)"
+            if a.lora_steps
+            else "none",
             "sha256": self.digest,
             **provenance,
         }

@@ -56,7 +56,12 @@ def run_demo(folder: Path, *, reporter: Reporter) -> ForecastResult:
 
 
 def score_demo(path: Path, *, days: Sequence[int] = (1, 3, 5, 10)) -> list[Score]:
-    """The run in this store against the embedded truth after so many days, beside persistence of its analysis.
+    """The run in this store against the embedded truth, as of `score_run`."""
+    return score_run(path, [TRUTH], days=days)
+
+
+def score_run(path: Path, truth: Sequence[Path], *, days: Sequence[int]) -> list[Score]:
+    """A run against analyses in GRIB files after so many days, beside persistence of its own analysis.
 
     Area-weighted RMSE over the globe. Days beyond the run are left out.
     """
@@ -68,16 +73,16 @@ def score_demo(path: Path, *, days: Sequence[int] = (1, 3, 5, 10)) -> list[Score
         analysis = np.stack([store.read(c, initial_time, timedelta(0)) for c in channels])
         ours, persistence = (DatedSums(SCORED, str(grid)) for _ in range(2))
         for lead in leads:
-            truth = _truth(initial_time + lead, pool)
+            true = _truth(truth, initial_time + lead, pool)
             forecast = np.stack([store.read(c, initial_time, lead) for c in channels])
             for table, fields in ((ours, forecast), (persistence, analysis)):
-                table.add(initial_time, lead, state_sums(fields, truth, areas=grid.cell_areas()))
+                table.add(initial_time, lead, state_sums(fields, true, areas=grid.cell_areas()))
     return list(_scores(ours, persistence))
 
 
-def _truth(valid_time: datetime, pool: WorkerPool) -> np.ndarray:
+def _truth(files: Sequence[Path], valid_time: datetime, pool: WorkerPool) -> np.ndarray:
     channels = tuple(map(channel, SCORED))
-    found = read_analysis(plan_analysis([TRUTH], channels, initial_time=valid_time, pool=pool), pool=pool)
+    found = read_analysis(plan_analysis(list(files), channels, initial_time=valid_time, pool=pool), pool=pool)
     return np.stack([found.fields[c].values for c in channels])
 
 

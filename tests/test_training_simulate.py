@@ -626,16 +626,16 @@ def test_a_forecast_needs_a_restart(world: World) -> None:
 @pytest.fixture(scope="module")
 def analyses(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, list[Path]]:
     made = tiny_world(tmp_path_factory.mktemp("tiny"), days=3)
-    return made, write_initial_conditions(made, made.series("test")[0], made.folder / "initial")
+    return made, write_initial_conditions(made, Silence())
 
 
 def test_there_is_an_analysis_for_every_midnight_and_it_is_written_once(
     analyses: tuple[World, list[Path]],
 ) -> None:
     world, paths = analyses
-    assert [path.name for path in paths] == [f"analysis-200009{day:02}00.grib2" for day in (2, 3, 4)]
+    assert [path.name for path in paths] == [f"member-1-200009{day:02}00.grib2" for day in (2, 3, 4)]
     before = [path.stat().st_mtime_ns for path in paths]
-    assert write_initial_conditions(world, world.series("test")[0], world.folder / "initial") == paths
+    assert write_initial_conditions(world, Silence()) == paths
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 

@@ -19,6 +19,7 @@ from fengwu_ghr.training.downscale import DownscaleSettings, train_downscaling
 from fengwu_ghr.training.evidence import EvidenceSettings, baseline_bias, score
 from fengwu_ghr.training.pretrain import PretrainSettings, pretrain
 from fengwu_ghr.training.progress import Progress
+from fengwu_ghr.training.reference import write_initial_conditions
 from fengwu_ghr.training.simulate import SimulateSettings, simulate
 from fengwu_ghr.training.specs import SourceSpec
 from fengwu_ghr.training.stage import AdaptStage
@@ -80,6 +81,8 @@ class ChainSettings(Section):
 def run_simulate(settings: ChainSettings, progress: Progress) -> World:
     """The world is there; its statistics are its own, or those of the checkpoint it is to be `like`."""
     world = World.open(simulate(settings.simulate, progress))
+    if settings.simulate.initial_conditions and "test" in world.splits:
+        write_initial_conditions(world, progress)
     if settings.like:
         source = Checkpoint.open(settings.like)
         named = source.card.provenance.get("persisted channels", "none")

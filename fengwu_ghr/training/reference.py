@@ -15,11 +15,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from fengwu_ghr.durable import make_folder, writing
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.grib.encode import GribEncoder, write_messages
+from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.simulate import Member, StateMaker, restart_path
 from fengwu_ghr.training.simulator import Simulator
 from fengwu_ghr.training.world import Series, World
+
+INITIAL_CONDITIONS = "initial-conditions"
+"""The folder of a world in which analyses of its test series lie as GRIB2."""
 
 
 class ReferenceForecasts:
@@ -87,13 +92,29 @@ def write_analysis(
     write_messages(path, messages)
 
 
-def write_initial_conditions(world: World, series: Series, folder: Path) -> list[Path]:
-    """One GRIB2 file per 00 UTC of the series, named by its valid time; what exists is left as it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for index, valid_time in enumerate(series.times):
-        if valid_time.hour == 0:
-            paths.append(folder / f"analysis-{valid_time:%Y%m%d%H}.grib2")
-            if not paths[-1].exists():
-                write_analysis(world, series.fine(index), valid_time, paths[-1])
-    return paths
+def write_initial_conditions(world: World, progress: Progress) -> list[Path]:
+    """One GRIB2 analysis per member and 00 UTC of the test series, in order; what exists is left as it is."""
+    with writing(world.folder / INITIAL_CONDITIONS):
+        make_folder(world.folder / INITIAL_CONDITIONS)
+    midnights = list(_midnights(world))
+    missing = [(series, index, path) for series, index, path in midnights if not path.exists()]
+    before = len(midnights) - len(missing)
+    if missing:
+        progress.begin("initial conditions as GRIB2", before, len(midnights))
+    for done, (series, index, path) in enumerate(missing, start=before + 1):
+        write_analysis(world, series.fine(index), series.times[index], path)
+        progress.stepped(done, {})
+    return initial_conditions(world)
+
+
+def initial_conditions(world: World) -> list[Path]:
+    """The files that `write_initial_conditions` left."""
+    return [path for _, _, path in _midnights(world) if path.exists()]
+
+
+def _midnights(world: World) -> Iterator[tuple[Series, int, Path]]:
+    for series in world.series("test"):
+        for index, valid_time in enumerate(series.times):
+            if valid_time.hour == 0:
+                name = f"member-{series.member}-{valid_time:%Y%m%d%H}.grib2"
+                yield series, index, world.folder / INITIAL_CONDITIONS / name

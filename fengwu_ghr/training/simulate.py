@@ -7,7 +7,8 @@ segments of different splits lie days of no split, so that no weather is seen tw
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from hashlib import sha256
@@ -30,10 +31,11 @@ from fengwu_ghr.durable import lock, replace_file
 from fengwu_ghr.errors import FengwuError, InputError, UsageError
 from fengwu_ghr.grid import backbone_grid, product_grid
 from fengwu_ghr.regrid import Regridder
+from fengwu_ghr.remap import remap_state
 from fengwu_ghr.training.levels import mean_sea_level_pressure, to_pressure_level
 from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.simulator import TIME_STEPS, SimulatedState, Simulator
-from fengwu_ghr.training.world import World, chunk_path, coarse_path, save_array
+from fengwu_ghr.training.world import World, chunk_path, coarse_path, new_array, save_array
 from fengwu_ghr.variables import ChannelSet, channel_set
 
 _POLL_SECONDS = 1.0
@@ -74,6 +76,10 @@ class SimulateSettings(Section):
     """The least number of days between segments of different splits."""
     chunk_days: int = Field(default=3, gt=0)
     """Days from one restart to the next; every segment is a whole number of them."""
+    keep_fine: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
+    """Splits whose fine states are kept too; area means always are."""
+    initial_conditions: bool = True
+    """Whether every 00 UTC of the test series is written as GRIB2 too, to `initial-conditions`."""
     workers: int = Field(default=2, gt=0)
     """Members simulated at a time, each on one core; one worker uses all cores."""
     members: tuple[Member, ...] = Field(min_length=1)
@@ -125,9 +131,10 @@ class Chunk:
     def path(self, folder: Path) -> Path:
         return chunk_path(folder, self.split, self.first + timedelta(hours=6))
 
-    def is_missing(self, folder: Path) -> bool:
+    def is_missing(self, folder: Path, *, keep_fine: Sequence[str]) -> bool:
         path = self.path(folder)
-        return self.split != "discard" and not (path.exists() and coarse_path(path).exists())
+        has_fine = self.split not in keep_fine or path.exists()
+        return self.split != "discard" and not (has_fine and coarse_path(path).exists())
 
 
 def chunks_of(settings: SimulateSettings, member: Member) -> Iterator[Chunk]:
@@ -207,35 +214,31 @@ class StateMaker:
 
     @property
     def land_mask(self) -> Float32[np.ndarray, "lat lon"]:
-        return np.clip(self._to_fine.apply(self._simulator.land_mask), 0, 1)
+        return self._to_fine.apply(self._simulator.land_mask, smooth=False)
 
     def fine(self, state: SimulatedState) -> Float32[np.ndarray, "channel lat lon"]:
-        """Every channel on the product grid, in registry units; humidity is not below zero."""
+        """Every channel on the product grid, in registry units, within the bounds of the variables."""
         fields = dict(state.near_surface)
         fields["msl"] = mean_sea_level_pressure(state.columns, self._simulator.orography)
         levels = sorted({c.level for c in self._channels.channels if c.level is not None})
         on_levels = {level: to_pressure_level(state.columns, 100.0 * level) for level in levels}
-        result = np.empty((len(self._channels), *self._to_fine.target.shape), np.float32)
-        for out, channel in zip(result, self._channels.channels):
-            source = (
-                fields[channel.variable]
-                if channel.level is None
-                else on_levels[channel.level][channel.variable]
-            )
-            out[:] = self._to_fine.apply(source, is_vector=channel.definition.is_vector)
-            if channel.variable == "q":
-                np.maximum(out, 0, out=out)
-        return result
+        sources = [
+            fields[c.variable] if c.level is None else on_levels[c.level][c.variable]
+            for c in self._channels.channels
+        ]
+        return remap_state(np.stack(sources), self._channels.channels, self._to_fine.apply)
 
     def coarse(
-        self, fine: Float32[np.ndarray, "*time channel lat lon"]
-    ) -> Float32[np.ndarray, "*time channel row column"]:
+        self, fine: Float32[np.ndarray, "channel lat lon"]
+    ) -> Float32[np.ndarray, "channel row column"]:
         return self._to_coarse.apply(fine)
 
 
 def _claim(settings: SimulateSettings) -> None:
     """The folder says how its world is made; another world there is an error."""
-    card = json.loads(settings.model_dump_json(exclude={"folder", "workers"}))
+    card = json.loads(
+        settings.model_dump_json(exclude={"folder", "workers", "keep_fine", "initial_conditions"})
+    )
     members = card.pop("members")
     card |= {"jcm": version("jcm"), "dinosaur": version("dinosaur"), "members": members}
     path = settings.folder / "world.json"
@@ -333,11 +336,21 @@ def _simulate_chunk(
     hours = 24 * settings.chunk_days
     after, states = simulator.advance(restart, hours=hours)
     if chunk.split != "discard":
-        fine = np.stack([maker.fine(state) for state in states])
-        save_array(coarse_path(chunk.path(folder)), maker.coarse(fine))
-        save_array(chunk.path(folder), fine)
+        _keep(maker, states, chunk.path(folder), fine=chunk.split in settings.keep_fine)
     simulator.save(after, restart_path(folder, chunk.first + timedelta(hours=hours)))
     return after
+
+
+def _keep(maker: StateMaker, states: Sequence[SimulatedState], path: Path, *, fine: bool) -> None:
+    """The chunk lies in its files. One fine state is held at a time: at the true scale it has two gigabytes."""
+    coarse = []
+    with new_array(path, len(states)) if fine else nullcontext() as write:
+        for state in states:
+            made = maker.fine(state)
+            coarse.append(maker.coarse(made))
+            if write:
+                write(made)
+    save_array(coarse_path(path), np.stack(coarse))
 
 
 def _is_complete(settings: SimulateSettings, number: int) -> bool:
@@ -350,7 +363,8 @@ def _is_complete(settings: SimulateSettings, number: int) -> bool:
 def _reached(settings: SimulateSettings, number: int) -> datetime | None:
     """The valid time of the member's last restart before which no chunk is missing."""
     folder = member_folder(settings, number)
-    missing = (c.first for c in chunks_of(settings, settings.members[number]) if c.is_missing(folder))
+    chunks = chunks_of(settings, settings.members[number])
+    missing = (c.first for c in chunks if c.is_missing(folder, keep_fine=settings.keep_fine))
     end = next(missing, datetime.max)
     found = [
         datetime.strptime(path.stem.removeprefix("restart-"), "%Y%m%d%H")

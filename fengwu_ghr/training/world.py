@@ -1,19 +1,21 @@
 """A simulated world on disk: 6-hourly states of several members, fine and as area means, and their statistics.
 
-A world is a folder. `world.toml` says how it was made; `member-N/SPLIT-YYYYMMDDHH.npy` holds consecutive states from
-that valid time on the product grid, `.coarse.npy` beside it their area means on the backbone grid.
+A world is a folder. `world.json` says how it was made; `member-N/SPLIT-YYYYMMDDHH.npy` holds consecutive states from
+that valid time on the product grid, `.coarse.npy` beside it their area means on the backbone grid. The former may be
+left away for splits of which the latter are enough.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property, lru_cache
-from itertools import pairwise
+from functools import cached_property, lru_cache, partial
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -30,7 +32,7 @@ STEP = timedelta(hours=STEP_HOURS)
 FLOOR = 0.1
 """A channel whose spread is below this part of the atmosphere's is not resolved by the simulator."""
 
-_CHUNK = re.compile(r"(train|validation|test)-(\d{10})\.npy")
+_CHUNK = re.compile(r"(train|validation|test)-(\d{10})\.coarse\.npy")
 _MEMBER = re.compile(r"member-(\d+)")
 
 
@@ -62,12 +64,22 @@ class Series:
         return len(self.times)
 
     def fine(self, index: int) -> Float32[np.ndarray, "channel lat lon"]:
-        """The state on the product grid, in registry units."""
+        """The state on the product grid, in registry units. Raises InputError where it was not kept."""
+        if not self.has_fine:
+            raise InputError(
+                f"the fine {self.split} states of member {self.member} were not kept; simulate with {self.split} among "
+                "simulate.keep_fine"
+            )
         return self._state(index, self.chunks)
 
     def coarse(self, index: int) -> Float32[np.ndarray, "channel lat lon"]:
         """The area means of the state on the backbone grid."""
         return self._state(index, tuple(coarse_path(path) for path in self.chunks))
+
+    @cached_property
+    def has_fine(self) -> bool:
+        """Whether the fine states of all its chunks are there."""
+        return all(path.exists() for path in self.chunks)
 
     def _state(self, index: int, chunks: tuple[Path, ...]) -> Float32[np.ndarray, "channel lat lon"]:
         if not 0 <= index < len(self):
@@ -169,19 +181,31 @@ class World:
 
     def _runs(self, member: Path, split: str) -> Iterator[Series]:
         chunks = sorted(
-            path for path in member.iterdir() if (m := _CHUNK.fullmatch(path.name)) and m[1] == split
+            member / path.name.replace(".coarse", "")
+            for path in member.iterdir()
+            if (m := _CHUNK.fullmatch(path.name)) and m[1] == split
         )
         for path in chunks:
-            wanted = (len(_mapped(chunks[0])), len(self.channels), *self.fine_grid.shape)
-            if _mapped(path).shape != wanted:
-                raise InputError(
-                    f"{path} must hold an array of shape {wanted}, it has {_mapped(path).shape}; "
-                    "remove it and simulate again"
-                )
+            self._check_shape(coarse_path(path), self.coarse_grid, states=_length(chunks[0]))
+            if path.exists():
+                self._check_shape(path, self.fine_grid, states=_length(chunks[0]))
         for run in _unbroken(chunks):
-            states = [_mapped(path).shape[0] for path in run]
+            states = [_length(path) for path in run]
             times = tuple(chunk_start(run[0]) + STEP * i for i in range(sum(states)))
             yield Series(split, _number(member), times, tuple(run), self.channels)
+
+    def _check_shape(self, path: Path, grid: LatLonGrid, *, states: int) -> None:
+        wanted = (states, len(self.channels), *grid.shape)
+        if _mapped(path).shape != wanted:
+            raise InputError(
+                f"{path} must hold an array of shape {wanted}, it has {_mapped(path).shape}; "
+                "remove it and simulate again"
+            )
+
+
+def _length(chunk: Path) -> int:
+    """States in a chunk."""
+    return int(_mapped(coarse_path(chunk)).shape[0])
 
 
 def _number(member: Path) -> int:
@@ -200,7 +224,7 @@ def coarse_path(path: Path) -> Path:
 
 def chunk_start(path: Path) -> datetime:
     """The first valid time of a chunk, from its name."""
-    match = _CHUNK.fullmatch(path.name)
+    match = _CHUNK.fullmatch(coarse_path(path).name)
     if match is None:
         raise ValueError(f"{path.name} is not the name of a chunk")
     return datetime.strptime(match[2], "%Y%m%d%H")
@@ -208,18 +232,42 @@ def chunk_start(path: Path) -> datetime:
 
 def save_array(path: Path, values: np.ndarray) -> None:
     """The array lies in this .npy durably; nothing else is ever seen under the name."""
+    with new_array(path, len(values)) as write:
+        for value in values:
+            write(value)
+
+
+@contextmanager
+def new_array(path: Path, length: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """Gives what takes the `length` parts of an array one by one; afterwards they lie in this .npy, as of `save_array`.
+
+    Raises OutputError; what is half written when anything fails is removed.
+    """
     unfinished = path.with_name(f".{os.getpid()}.{path.name}")
     with writing(path):
-        with open(unfinished, "wb") as file:
-            np.save(file, values)
-        flush(unfinished)
-        unfinished.replace(path)
+        try:
+            with open(unfinished, "wb") as file:
+                yield partial(_append, file, length)
+            flush(unfinished)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _append(file: IO[bytes], length: int, part: np.ndarray) -> None:
+    """One part more of an array; written, not mapped: a full disk is an error then, not a signal."""
+    if file.tell() == 0:
+        about = {"shape": (length, *part.shape), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(
+            file, about | {"descr": np.lib.format.dtype_to_descr(part.dtype)}
+        )
+    file.write(np.ascontiguousarray(part).data)
 
 
 def _unbroken(chunks: Sequence[Path]) -> Iterator[list[Path]]:
     run: list[Path] = []
     for path in chunks:
-        if run and chunk_start(path) != chunk_start(run[-1]) + STEP * _mapped(run[-1]).shape[0]:
+        if run and chunk_start(path) != chunk_start(run[-1]) + STEP * _length(run[-1]):
             yield run
             run = []
         run.append(path)
@@ -240,12 +288,12 @@ def _read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
 
 
 def _measure(world: World) -> dict[str, Any]:
-    """Area-weighted mean, std and tendency std of the fine training states, every state of them."""
-    weights = world.fine_grid.cell_areas()
+    """Area-weighted mean, std and tendency std of the training states, every one; of area means without fine ones."""
     sums = np.zeros((2, len(world.channels)))
     changes = np.zeros((2, len(world.channels)))
     states = pairs = 0
     for series in world.series("train"):
+        weights = (world.fine_grid if series.has_fine else world.coarse_grid).cell_areas()
         for before, state in _with_previous(series):
             states += 1
             sums += _moments(state, weights)
@@ -266,7 +314,8 @@ def _measure(world: World) -> dict[str, Any]:
 
 
 def _with_previous(series: Series) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
-    states: Iterable[np.ndarray | None] = (None, *(series.fine(i) for i in range(len(series))))
+    read = series.fine if series.has_fine else series.coarse
+    states: Iterable[np.ndarray | None] = chain([None], (read(i) for i in range(len(series))))
     for before, state in pairwise(states):
         assert state is not None
         if not np.isfinite(state).all():
