@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from fengwu_ghr.checkpoint import Checkpoint, verify
+from fengwu_ghr.demo import SCORED
 from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.world import World
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.statistics import Sums
-from pipelines import transfer
+from pipelines import transfer, true_grid
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [
@@ -159,3 +160,59 @@ def test_mistakes_are_told_and_end_with_the_code_of_usage(
     monkeypatch.chdir(ROOT)
     assert transfer.main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+TRUE_GRID = """
+folder = "{folder}"
+headline = "none"
+
+[simulate]
+folder = "{folder}/world"
+scale = {scale}
+truncation = 31
+time_steps = [30]
+spin_up_days = 45
+separation_days = 0
+chunk_days = 1
+keep_fine = ["test"]
+workers = 1
+
+[[simulate.members]]
+seed = 1
+start = 2000-01-01T00:00:00
+segments = [{{ split = "train", days = 1 }}, {{ split = "validation", days = 1 }}, {{ split = "test", days = 2 }}]
+
+[pretrain]
+backbone = {{ size = "{size}" }}
+validation_windows = 1
+
+[pretrain.train]
+samples = 3
+batch = 1
+warmup_steps = 1
+learning_rate = 1e-4
+
+[[transfer]]
+
+[transfer.stage]
+kind = "res"
+name = "none"
+"""
+
+
+@pytest.mark.parametrize(
+    ("scale", "size"),
+    [
+        pytest.param(20, "ghr-tiny", marks=pytest.mark.slow),
+        pytest.param(1, "ghr-small", marks=pytest.mark.full),
+    ],
+)
+def test_a_backbone_of_area_means_forecasts_the_fine_grid(tmp_path: Path, scale: int, size: str) -> None:
+    """A few steps of training, then a day by the split: every file is there and every score a number."""
+    config = tmp_path / "config.toml"
+    config.write_text(TRUE_GRID.format(folder=tmp_path / "run", scale=scale, size=size))
+    scores = true_grid.run(config, [])
+    assert [score.channel for score in scores] == list(SCORED)
+    assert all(np.isfinite(score.forecast) and score.persistence > 0 for score in scores)
+    world = World.open(tmp_path / "run" / "world")
+    assert [world.series(split)[0].has_fine for split in world.splits] == [False, False, True]

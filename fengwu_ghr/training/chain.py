@@ -6,6 +6,7 @@ Each part has its verb: `train simulate`, `train pretrain`, `train adapt`, `trai
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -127,27 +128,29 @@ def sources_of(
     settings: ChainSettings, world: World, folder: Path, progress: Progress
 ) -> Iterator[SourceSpec]:
     """What is compared, in the order of the tables."""
-    first = settings.seeds[0]
-    backbone, evidence = settings.model(first, BACKBONE), settings.evidence
+    evidence, backbone = settings.evidence, settings.model(settings.seeds[0], BACKBONE)
+    on_network = partial(SourceSpec, precision=evidence.precision)
     yield SourceSpec("persistence", "(a) persistence", "persistence")
     yield SourceSpec("climatology", "(b) climatology", "climatology")
     yield SourceSpec("coarse", "(c) backbone, interpolated", "coarse", backbone)
     yield SourceSpec("detailed", "(c1) with climatological fine detail", "detailed", backbone)
-    yield SourceSpec("mean-of-nine", "(c9) mean of nine sub-fields, with detail", "mean-of-nine", backbone)
+    yield on_network("mean-of-nine", "(c9) mean of nine sub-fields, with detail", "mean-of-nine", backbone)
     if settings.downscale:
-        yield SourceSpec(
-            "downscaled",
-            "(c-cnn) downscaled by a network",
-            "downscaled",
-            backbone,
-            settings.folder / "downscaling",
-        )
-    yield SourceSpec("zero-shot", "(d) zero-shot split", "transferred", backbone)
+        title, own = "(c-cnn) downscaled by a network", settings.folder / "downscaling"
+        yield SourceSpec("downscaled", title, "downscaled", backbone, own)
+    yield on_network("zero-shot", "(d) zero-shot split", "transferred", backbone)
     for seed in settings.seeds:
         for transfer in settings.transfer:
             name = transfer.stage.name
             title = name if len(settings.seeds) == 1 else f"{name}, seed {seed}"
-            yield SourceSpec(f"{name}-{seed}", title, "transferred", settings.model(seed, name))
+            yield on_network(f"{name}-{seed}", title, "transferred", settings.model(seed, name))
+    yield from _simulated(world, evidence, folder, progress)
+
+
+def _simulated(
+    world: World, evidence: EvidenceSettings, folder: Path, progress: Progress
+) -> Iterator[SourceSpec]:
+    """What the simulator itself forecasts."""
     if evidence.baseline_truncation:
         truncation = evidence.baseline_truncation
         raw = SourceSpec(

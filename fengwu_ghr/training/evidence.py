@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -59,6 +59,8 @@ class EvidenceSettings(Section):
     """Training dates from which the baseline's bias is taken."""
     twin_dates: int = Field(10, ge=0)
     """Test dates of the twin of the truth."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of steps on the network grid; everything else is float32 always."""
     workers: int = Field(2, gt=0)
     """Processes, one thread each."""
 

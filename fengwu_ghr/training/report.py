@@ -105,6 +105,7 @@ class Report:
             "world": f"jcm {made_by.get('jcm')} T{made_by.get('truncation')}L8, {days:g} days of training",
             "dates": f"{dates}, {evidence.spacing_days} or more days apart; {evidence.lead_steps} steps of 6 h; "
             f"grid {self.world.fine_grid}; area weights",
+            "precision": f"training {self.settings.pretrain.train.precision}, forecasts {evidence.precision}",
             "seeds": ", ".join(map(str, self.settings.seeds)),
             "persisted, in no share": ", ".join(self.world.statistics.persisted) or "none",
             "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",

@@ -3,6 +3,7 @@
 Loaded only in the processes that simulate: jax and jcm come with the extra `sim`.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -266,6 +267,8 @@ def _jcm() -> _Library:
         from fengwu_ghr.training.harmonics import with_fft
     except ImportError as error:
         raise UsageError(f"simulating needs jcm: pip install 'fengwu_ghr[sim]' ({error})") from error
+    # jcm's own boundary data are of T63: that what depends on the grid is derived anew is no news.
+    logging.getLogger("jcm.terrain").setLevel(logging.ERROR)
     return _Library(
         package=str(jcm.__file__),
         coordinates=get_speedy_coords,

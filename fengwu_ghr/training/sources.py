@@ -134,15 +134,17 @@ class DownscaledForecast(CoarseForecast):
 class TransferredForecast(Source):
     """A checkpoint on the network grid, through the engine that forecasts use: (d), and the trained transfers."""
 
-    def __init__(self, world: World, checkpoint: Path) -> None:
+    def __init__(self, world: World, checkpoint: Path, *, precision: str = "float32") -> None:
         super().__init__(world)
+        self._precision = precision
         self._checkpoint = Checkpoint.open(checkpoint)
         self._map = NetworkMap(NetworkGrid(world.scale))
         self._analyses: dict[str, FineSamples] = {}
 
     @cached_property
     def _stepper(self) -> TorchStepper:
-        return TorchStepper(self._checkpoint, Compute(threads=torch.get_num_threads(), batch=9))
+        compute = Compute(precision=self._precision, threads=torch.get_num_threads(), batch=9)
+        return TorchStepper(self._checkpoint, compute)
 
     def network_states(
         self, date: InitialDate, steps: int
@@ -173,8 +175,10 @@ class MeanOfNine(TransferredForecast):
     fine normals.
     """
 
-    def __init__(self, world: World, checkpoint: Path, normals: Normals) -> None:
-        super().__init__(world, checkpoint)
+    def __init__(
+        self, world: World, checkpoint: Path, normals: Normals, *, precision: str = "float32"
+    ) -> None:
+        super().__init__(world, checkpoint, precision=precision)
         self._normals = normals
         self._sign = np.array(
             [-1 if c.definition.is_vector else 1 for c in world.channels.channels], np.float32

@@ -43,6 +43,8 @@ class SourceSpec:
     truncation: int | None = None
     bias: Path | None = None
     dates: int | None = None
+    precision: str = "float32"
+    """Of the engine, where one steps on the network grid."""
 
     def describe(self) -> dict[str, Any]:
         """All that decides its forecasts, as JSON values: models by their digests, other files by their sums."""
@@ -51,6 +53,7 @@ class SourceSpec:
         return {
             "kind": self.kind,
             "truncation": self.truncation,
+            "precision": self.precision,
             "checkpoint": Checkpoint.open(self.checkpoint).digest if self.checkpoint else None,
             **{name: path and checksum_file(path) for name, path in files.items()},
         }
@@ -67,9 +70,9 @@ class SourceSpec:
             case "detailed", Path() as checkpoint, Normals():
                 return sources.DetailedForecast(world, checkpoint, normals)
             case "mean-of-nine", Path() as checkpoint, Normals():
-                return sources.MeanOfNine(world, checkpoint, normals)
+                return sources.MeanOfNine(world, checkpoint, normals, precision=self.precision)
             case "transferred", Path() as checkpoint, _:
-                return sources.TransferredForecast(world, checkpoint)
+                return sources.TransferredForecast(world, checkpoint, precision=self.precision)
             case "downscaled", Path() as checkpoint, _ if self.downscaling:
                 return sources.DownscaledForecast(
                     world, checkpoint, Downscaling.load(self.downscaling, world)
