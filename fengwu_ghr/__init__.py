@@ -96,6 +96,7 @@ Read the package in the order of this list: a module uses only modules above it.
     training.evidence     every source on the same held-out dates
     training.verdict      shares, headline scores, spectra
     training.pictures     errors, shares and spectra as pictures
+    training.aims         what is aimed at, and what came
     training.chain        the settings of all of it, and its verbs
     training.report       the report of the evidence
 

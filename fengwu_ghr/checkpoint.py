@@ -178,11 +178,15 @@ def _outline(architecture: Architecture) -> TransferModel:
         return TransferModel(architecture)
 
 
+def part_of(name: str) -> str:
+    """The part of the model that a tensor belongs to: backbone, res, adapters or static; its file is named so."""
+    return "adapters" if ".lora_" in name else name.split(".")[0]
+
+
 def _write(folder: Path, model: TransferModel, card: ModelCard) -> None:
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in model.state_dict().items():
-        part = "adapters" if ".lora_" in name else name.split(".")[0]
-        parts.setdefault(f"{part}.safetensors", {})[name] = tensor.detach().contiguous()
+        parts.setdefault(f"{part_of(name)}.safetensors", {})[name] = tensor.detach().contiguous()
     for file, tensors in parts.items():
         save_file(tensors, folder / file)
         # safetensors writes files that only their owner may read.

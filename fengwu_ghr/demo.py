@@ -15,14 +15,12 @@ from fengwu_ghr.forecast import ForecastResult, Reporter, run_forecast
 from fengwu_ghr.grib.decode import plan_analysis, read_analysis
 from fengwu_ghr.grib.pool import WorkerPool
 from fengwu_ghr.store import RunStore
-from fengwu_ghr.variables import channel
+from fengwu_ghr.variables import HEADLINE, channel
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.statistics import DatedSums, state_sums
 
 MODEL = "ghr-demo"
 LEAD_TIME_HOURS = 240
-SCORED = ("z500", "t850", "u850", "v850", "q700", "2t", "10u", "10v", "msl")
-"""The channels of the embedded truth, which is there once a day."""
 
 _EMBEDDED = Path(__file__).parent / "embedded"
 ANALYSIS, TRUTH = _EMBEDDED / "analysis.grib2", _EMBEDDED / "truth.grib2"
@@ -65,13 +63,13 @@ def score_run(path: Path, truth: Sequence[Path], *, days: Sequence[int]) -> list
 
     Area-weighted RMSE over the globe. Days beyond the run are left out.
     """
-    channels = tuple(map(channel, SCORED))
+    channels = tuple(map(channel, HEADLINE))
     with RunStore.open(path) as store, WorkerPool(1) as pool:
         initial_time, grid = store.plan.initial_times[0], store.plan.grid
         committed = store.committed(initial_time)
         leads = [lead for day in days if (lead := timedelta(days=day)) in committed]
         analysis = np.stack([store.read(c, initial_time, timedelta(0)) for c in channels])
-        ours, persistence = (DatedSums(SCORED, str(grid)) for _ in range(2))
+        ours, persistence = (DatedSums(HEADLINE, str(grid)) for _ in range(2))
         for lead in leads:
             true = _truth(truth, initial_time + lead, pool)
             forecast = np.stack([store.read(c, initial_time, lead) for c in channels])
@@ -81,14 +79,14 @@ def score_run(path: Path, truth: Sequence[Path], *, days: Sequence[int]) -> list
 
 
 def _truth(files: Sequence[Path], valid_time: datetime, pool: WorkerPool) -> np.ndarray:
-    channels = tuple(map(channel, SCORED))
+    channels = tuple(map(channel, HEADLINE))
     found = read_analysis(plan_analysis(list(files), channels, initial_time=valid_time, pool=pool), pool=pool)
     return np.stack([found.fields[c].values for c in channels])
 
 
 def _scores(ours: DatedSums, persistence: DatedSums) -> Iterator[Score]:
     pair = [metrics.rmse(table.stacked()) for table in (ours, persistence)]
-    for row, name in enumerate(SCORED):
+    for row, name in enumerate(HEADLINE):
         for column, lead in enumerate(ours.leads):
             values = (float(rmse[column, row]) for rmse in pair)
             yield Score(name, channel(name).definition.units, lead, *values)

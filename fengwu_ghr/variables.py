@@ -13,6 +13,8 @@ from math import log
 STANDARD_GRAVITY = 9.80665
 """m s-2; geopotential over geopotential height, by definition."""
 
+HEADLINE = ("z500", "t850", "u850", "v850", "q700", "2t", "10u", "10v", "msl")
+"""The channels that tables of scores show."""
 LEVELS = (1000, 925, 850, 700, 600, 500, 400, 300, 250, 200, 150, 100, 50)
 """The thirteen pressure levels in hPa, from the ground upward."""
 

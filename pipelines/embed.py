@@ -21,7 +21,7 @@ from fengwu_ghr.grib.encode import GribEncoder, write_messages
 from fengwu_ghr.training.chain import ChainSettings
 from fengwu_ghr.training.reference import write_analysis
 from fengwu_ghr.training.world import STEP, Series, World
-from fengwu_ghr.variables import channel
+from fengwu_ghr.variables import HEADLINE, channel
 
 DAYS = 10
 
@@ -55,7 +55,7 @@ def write_truth(world: World, series: Series, index: int, path: Path) -> None:
     for day in range(1, DAYS + 1):
         state = series.fine(index + day * (timedelta(days=1) // STEP))
         valid_time = series.times[index] + timedelta(days=day)
-        for name in demo.SCORED:
+        for name in HEADLINE:
             field = state[world.channels.names.index(name)]
             coded = encoder.encode(channel(name), field, initial_time=valid_time, lead=timedelta(0))
             messages.append((channel(name), coded))
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.embed", description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", help="section.key=value")
-    parser.add_argument("--split", default="test", help="where the analysis comes from")
+    parser.add_argument("--split", default="test", choices=("test", "validation"), help="of the analysis")
     parser.add_argument("--model", help="a stage, or backbone; default the headline")
     asked = parser.parse_args(arguments)
     try:

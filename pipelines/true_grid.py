@@ -19,6 +19,7 @@ from fengwu_ghr.config import (
     read_settings,
 )
 from fengwu_ghr.demo import Score, score_run
+from fengwu_ghr.engine.torch_engine import check_device
 from fengwu_ghr.errors import FengwuError, InputError, Interrupted, UsageError
 from fengwu_ghr.forecast import run_forecast
 from fengwu_ghr.options import stop_on_sigterm
@@ -29,6 +30,7 @@ from fengwu_ghr.training.reference import initial_conditions
 def run(path: Path, overrides: list[str]) -> list[Score]:
     """The scores of the day; model, analyses and run store lie in the folders that the configuration names."""
     settings = read_settings(chain.ChainSettings, path, overrides=overrides)
+    check_device(settings.pretrain.train.device)
     with console.StepProgress(quiet=False) as progress:
         world = chain.run_simulate(settings, progress)
         backbone = chain.run_pretrain(settings, progress)[0]

@@ -12,7 +12,7 @@ from fengwu_ghr.catalogue import resolve_model, verify_model
 from fengwu_ghr.checkpoint import Checkpoint
 from fengwu_ghr.forecast import run_forecast
 from fengwu_ghr.grib.decode import plan_analysis, read_analysis
-from fengwu_ghr.variables import channel, channel_set
+from fengwu_ghr.variables import HEADLINE, channel, channel_set
 
 
 class Silent:
@@ -25,11 +25,11 @@ def test_what_is_embedded_is_small_whole_and_fits_together() -> None:
     checkpoint = verify_model(demo.MODEL)
     analysis = read_analysis(plan_analysis([demo.ANALYSIS], channel_set("ghr-69").channels))
     truth = plan_analysis(
-        [demo.TRUTH], [channel(n) for n in demo.SCORED], initial_time=analysis.valid_time + timedelta(days=10)
+        [demo.TRUTH], [channel(n) for n in HEADLINE], initial_time=analysis.valid_time + timedelta(days=10)
     )
     assert checkpoint.card.trained
     assert checkpoint.grid.scale == 20
-    assert len(truth.channels) == len(demo.SCORED)
+    assert len(truth.channels) == len(HEADLINE)
     package = [demo.ANALYSIS, demo.TRUTH, *resolve_model(demo.MODEL).iterdir()]
     assert sum(path.stat().st_size for path in package) <= 30 * 2**20
 
@@ -37,7 +37,7 @@ def test_what_is_embedded_is_small_whole_and_fits_together() -> None:
 def test_the_forecast_of_a_day_beats_persistence_in_every_scored_channel(tmp_path: Path) -> None:
     result = run_forecast(demo.demo_config(tmp_path, lead_time_hours=24), reporter=Silent())
     scores = demo.score_demo(result.store, days=(1, 3))
-    assert [score.channel for score in scores] == list(demo.SCORED)
+    assert [score.channel for score in scores] == list(HEADLINE)
     assert {score.lead for score in scores} == {timedelta(days=1)}
     for score in scores:
         assert 0 < score.forecast < score.persistence

@@ -361,7 +361,7 @@ def test_a_batch_that_no_longer_fits_is_said_and_can_be_accepted(analysis: Path,
 def test_a_gpu_that_is_not_there_is_a_usage_error_before_anything_else(
     analysis: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="--device cpu"):
+    with pytest.raises(UsageError, match="ask for the device cpu"):
         run(analysis, tmp_path / "run.zarr", compute={"device": "cuda"})
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from fengwu_ghr.checkpoint import Checkpoint, verify
-from fengwu_ghr.demo import SCORED
 from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.world import World
+from fengwu_ghr.variables import HEADLINE
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.statistics import Sums
 from pipelines import transfer, true_grid
@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[1]
 SOURCES = [
     "persistence",
     "climatology",
-    "coarse",
-    "detailed",
-    "mean-of-nine",
-    "downscaled",
-    "zero-shot",
+    "coarse-0",
+    "detailed-0",
+    "mean-of-nine-0",
+    "downscaled-0",
+    "zero-shot-0",
     "smoke-res-0",
     "smoke-0",
     "smoke-sharp-0",
@@ -164,7 +164,6 @@ def test_mistakes_are_told_and_end_with_the_code_of_usage(
 
 TRUE_GRID = """
 folder = "{folder}"
-headline = "none"
 
 [simulate]
 folder = "{folder}/world"
@@ -191,12 +190,6 @@ samples = 3
 batch = 1
 warmup_steps = 1
 learning_rate = 1e-4
-
-[[transfer]]
-
-[transfer.stage]
-kind = "res"
-name = "none"
 """
 
 
@@ -212,7 +205,7 @@ def test_a_backbone_of_area_means_forecasts_the_fine_grid(tmp_path: Path, scale:
     config = tmp_path / "config.toml"
     config.write_text(TRUE_GRID.format(folder=tmp_path / "run", scale=scale, size=size))
     scores = true_grid.run(config, [])
-    assert [score.channel for score in scores] == list(SCORED)
+    assert [score.channel for score in scores] == list(HEADLINE)
     assert all(np.isfinite(score.forecast) and score.persistence > 0 for score in scores)
     world = World.open(tmp_path / "run" / "world")
     assert [world.series(split)[0].has_fine for split in world.splits] == [False, False, True]

@@ -102,7 +102,7 @@ def test_put_copies_and_get_copies(checkpoints: dict[str, Checkpoint], rng: np.r
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_device_that_is_not_there_is_a_usage_error(checkpoints: dict[str, Checkpoint]) -> None:
-    with pytest.raises(UsageError, match="--device cpu"):
+    with pytest.raises(UsageError, match="ask for the device cpu"):
         TorchStepper(checkpoints["pixel"], Compute(device="cuda"))
 
 

@@ -28,7 +28,7 @@ from fengwu_ghr.initialise import build, wake
 from fengwu_ghr.model_card import ModelCard, Statistics
 from fengwu_ghr.rollout import Start, rollout
 from fengwu_ghr.training import loop
-from fengwu_ghr.training.adapt import adapt, check_fits, grow, zero_shot
+from fengwu_ghr.training.adapt import adapt, check_fits, grow
 from fengwu_ghr.training.dataset import FineSamples
 from fengwu_ghr.training.fine import FineForecast
 from fengwu_ghr.training.record import read_log
@@ -285,24 +285,6 @@ def test_a_checkpoint_must_have_the_worlds_statistics(world: World, tmp_path: Pa
     folder = save_base(world, tmp_path / "model", small(), statistics=other)
     with pytest.raises(UsageError, match="statistics are not the world's; give a checkpoint pretrained on"):
         run(world, RES, folder, tmp_path / "out")
-
-
-# The split
-
-
-def test_the_split_is_the_base_as_it_is(world: World, base: Path, tmp_path: Path) -> None:
-    made = zero_shot(base, tmp_path)
-    assert changed(made, base) == set()
-    card = Checkpoint.open(made).card
-    assert (card.name, card.provenance["world"]) == ("base-split", "tiny")
-    assert Checkpoint.open(base).digest in card.provenance["base"]
-    assert zero_shot(base, tmp_path) == made
-
-
-def test_the_split_is_of_a_backbone_alone(world: World, tmp_path: Path) -> None:
-    folder = save_base(world, tmp_path / "model", small(res_after=(1,)))
-    with pytest.raises(UsageError, match="1 RES blocks"):
-        zero_shot(folder, tmp_path / "split")
 
 
 # RES

@@ -28,14 +28,14 @@ def stage(after: str, name: str) -> dict[str, Any]:
 
 
 def chained(*stages: dict[str, Any], headline: str = "one") -> ChainSettings:
-    base = smoke().model_dump(include={"folder", "simulate", "pretrain"})
+    base = smoke().model_dump(include={"folder", "simulate", "pretrain"}, exclude_unset=True)
     return ChainSettings.model_validate(base | {"transfer": stages, "headline": headline})
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("transfer*.toml")), ids=lambda path: path.stem)
 def test_shipped_configurations_are_valid(path: Path) -> None:
     settings = read_settings(ChainSettings, path)
-    assert settings.headline in {transfer.stage.name for transfer in settings.transfer}
+    assert settings.headline in {"zero-shot", *settings.names}
     reached = [step for step in settings.evidence.spectra_steps if step <= settings.evidence.lead_steps]
     assert reached
 
@@ -68,11 +68,17 @@ def test_stages_follow_each_other() -> None:
         ([stage("two", "one"), stage("backbone", "two")], "one", "begins after one of backbone; got 'two'"),
         ([stage("backbone", "one"), stage("one", "one")], "one", "'one' came twice"),
         ([stage("backbone", "backbone")], "backbone", "'backbone' came twice"),
-        ([stage("backbone", "one")], "two", "headline must be one of one; got 'two'"),
-        ([stage("backbone", "one")], "backbone", "headline must be one of one; got 'backbone'"),
+        ([stage("backbone", "one")], "two", "headline must be one of one, zero-shot; got 'two'"),
+        ([stage("backbone", "one")], "backbone", "headline must be one of one, zero-shot; got 'backbone'"),
     ):
         with pytest.raises(ValueError, match=words):
             chained(*stages, headline=headline)
+
+
+@pytest.fixture(autouse=True)
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small world is none that the configuration describes."""
+    monkeypatch.setattr(chain, "complete_world", lambda settings, *splits: World.open(settings.folder))
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +92,15 @@ def test_verbs_say_what_must_come_before_them(world: World, tmp_path: Path) -> N
         with pytest.raises(InputError, match=r"holds no simulated world .*train simulate"):
             verb(absent, Silence())
     untrained = smoke(f"folder={tmp_path}", f"simulate.folder={world.folder}")
-    with pytest.raises(UsageError, match="seed-0/backbone/model is not there; run train pretrain"):
-        run_adapt(untrained, Silence())
+    for verb in (run_adapt, chain.run_evidence):
+        with pytest.raises(UsageError, match="seed-0/backbone/model is not there; run train pretrain"):
+            verb(untrained, Silence())
+
+
+def test_seeds_are_given_once(tmp_path: Path) -> None:
+    for section in ("pretrain.seed=3", "sharp=none"):
+        with pytest.raises(UsageError, match=r"give none of their own|sharp must be one of"):
+            smoke(section)
 
 
 def test_every_seed_is_pretrained_and_transferred(
@@ -135,25 +148,28 @@ def test_sources_are_every_baseline_and_every_model(
     monkeypatch.setattr(chain, "baseline_bias", bias)
     settings = smoke(f"folder={tmp_path}", "seeds=[0, 1]", "evidence.twin_dates=7")
     specs = {spec.name: spec for spec in sources_of(settings, world, tmp_path, Silence())}
-    models = [f"{name}-{seed}" for seed in (0, 1) for name in ("smoke-res", "smoke", "smoke-sharp")]
     baselines = [
-        "persistence",
-        "climatology",
         "coarse",
         "detailed",
         "mean-of-nine",
         "downscaled",
         "zero-shot",
     ]
-    assert list(specs) == [*baselines, *models, "numerical-t21", "numerical-t21-corrected", "twin"]
+    trained = [
+        f"{name}-{seed}" for seed in (0, 1) for name in (*baselines, "smoke-res", "smoke", "smoke-sharp")
+    ]
+    simulated = ["numerical-t21", "numerical-t21-corrected", "twin"]
+    assert list(specs) == ["persistence", "climatology", *trained, *simulated]
     assert specs["smoke-1"].checkpoint == settings.model(1, "smoke")
     assert specs["smoke-1"].title == "smoke, seed 1"
-    assert specs["zero-shot"].checkpoint == specs["coarse"].checkpoint == settings.model(0, "backbone")
+    for seed in (0, 1):
+        backbone = settings.model(seed, "backbone")
+        assert specs[f"zero-shot-{seed}"].checkpoint == specs[f"detailed-{seed}"].checkpoint == backbone
     assert specs["numerical-t21-corrected"].bias == tmp_path / "bias.npy"
     assert (specs["twin"].dates, specs["persistence"].dates) == (7, None)
     few = settings.model_copy(
         update={"downscale": None, "evidence": EvidenceSettings(baseline_truncation=None, twin_dates=0)}
     )
     assert [spec.name for spec in sources_of(few, world, tmp_path, Silence())] == [
-        *(name for name in baselines if name != "downscaled"), *models,
+        "persistence", "climatology", *(name for name in trained if not name.startswith("downscaled")),
     ]  # fmt: skip

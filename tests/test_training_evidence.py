@@ -22,8 +22,9 @@ from fengwu_ghr.training.reference import ReferenceForecasts
 from fengwu_ghr.training.simulate import restart_path
 from fengwu_ghr.training.sources import InitialDate
 from fengwu_ghr.training.specs import SourceSpec
-from fengwu_ghr.training.tables import HEADLINE, Tables
+from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.world import STEP, World, chunk_path, coarse_path
+from fengwu_ghr.variables import HEADLINE
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.statistics import DatedSums
 
@@ -239,11 +240,19 @@ def test_tables_of_other_settings_are_not_taken_for_these(
     world: World, scored: tuple[Path, dict[str, Tables]]
 ) -> None:
     longer = SETTINGS.model_copy(update={"lead_steps": 3})
-    with pytest.raises(UsageError, match=r"persistence began with other settings: lead_steps was 2, is 3"):
+    with pytest.raises(
+        UsageError, match=r"persistence began with other settings: scores\.lead_steps was 2, is 3"
+    ):
         score(world, [PERSISTENCE], longer, scored[0], Silence())
     # How many dates, and how many at once, may change.
-    more = SETTINGS.model_copy(update={"dates": 1, "workers": 2})
-    assert len(score(world, [PERSISTENCE], more, scored[0], Silence())["persistence"].everywhere.starts) == 2
+    fewer = SETTINGS.model_copy(update={"dates": 1, "workers": 2})
+    tables = score(world, [PERSISTENCE], fewer, scored[0], Silence())["persistence"]
+    assert tables.everywhere.starts == tables.truncated.starts == ((1, datetime(2000, 9, 2)),)
+    again = score(world, [PERSISTENCE], SETTINGS, scored[0], Silence())["persistence"]
+    assert len(again.everywhere.starts) == 2, "what was scored is not lost"
+    cut = SETTINGS.model_copy(update={"truncation": 10})
+    with pytest.raises(UsageError, match=r"scores\.truncation was 20, is 10"):
+        score(world, [PERSISTENCE], cut, scored[0], Silence())
 
 
 def test_tables_of_another_model_are_not_taken_for_those_of_this(world: World, tmp_path: Path) -> None:
@@ -256,7 +265,7 @@ def test_tables_of_another_model_are_not_taken_for_those_of_this(world: World, t
     (tmp_path / "model").rename(tmp_path / "old")
     create_model(shape, output=tmp_path / "model", init="random")
     with pytest.raises(
-        UsageError, match=r"coarse began with other settings: checkpoint was .*, is .*remove it"
+        UsageError, match=r"coarse began with other settings: source\.checkpoint was .*, is .*remove it"
     ):
         score(world, [spec], SETTINGS, tmp_path / "evidence", Silence())
 

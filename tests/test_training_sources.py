@@ -15,12 +15,12 @@ from worlds import tiny_world
 from fengwu_ghr.backbone import architecture
 from fengwu_ghr.catalogue import create_model
 from fengwu_ghr.checkpoint import Checkpoint, load_model
-from fengwu_ghr.errors import InputError
+from fengwu_ghr.errors import UsageError
 from fengwu_ghr.grid import NetworkGrid, backbone_grid, product_grid
 from fengwu_ghr.regrid import NetworkMap, Regridder
 from fengwu_ghr.remap import keep_to_bounds, remap_state
 from fengwu_ghr.training import sources
-from fengwu_ghr.training.downscale import WEIGHTS, Downscaling, Interpolation, Refiner
+from fengwu_ghr.training.downscale import WEIGHTS, Downscaling, Interpolation, Refiner, SeasonalDetail
 from fengwu_ghr.training.normals import Normals
 from fengwu_ghr.training.progress import Silence
 from fengwu_ghr.training.reference import ReferenceForecasts
@@ -123,13 +123,16 @@ def test_bounds_are_those_of_the_variables() -> None:
 
 def test_normals_are_kept_and_belong_to_their_training_states(world: World, tmp_path: Path) -> None:
     made = Normals.of(world, tmp_path, harmonics=0, progress=Silence())
-    before = (tmp_path / "climatology-fine.npz").stat().st_mtime_ns
+    kept = tmp_path / "normals" / "fine.npz"
+    before = kept.stat().st_mtime_ns
     again = Normals.of(world, tmp_path, harmonics=0, progress=Silence())
     np.testing.assert_array_equal(again.fine.coefficients, made.fine.coefficients)
-    assert (tmp_path / "climatology-fine.npz").stat().st_mtime_ns == before
+    assert kept.stat().st_mtime_ns == before
     other = tiny_world(tmp_path / "other", days=6)
     for wrong, harmonics in ((other, 0), (world, 1)):
-        with pytest.raises(InputError, match=r"climatology-fine\.npz was made of other training states"):
+        with pytest.raises(
+            UsageError, match=r"normals began with other settings: .*(train_states|harmonics) was"
+        ):
             Normals.of(wrong, tmp_path, harmonics=harmonics, progress=Silence())
 
 
@@ -209,12 +212,19 @@ def test_c1_adds_the_detail_of_the_training_means(world: World, persisting: Path
 def test_c_cnn_is_the_downscaled_coarse_forecast(world: World, persisting: Path) -> None:
     """A refiner that adds nothing, and no detail: what is left is the way over the network grid."""
     refiner = Refiner(69, (37, 72), width=4, blocks=0)
-    downscaling = Downscaling(
-        refiner, torch.zeros(69, 111, 216), Interpolation(20, world.channels), world.statistics.normalisation
-    )
+
+    class NoDetail(SeasonalDetail):
+        def __init__(self) -> None:
+            return
+
+        def at(self, valid_time: datetime) -> np.ndarray:
+            return np.zeros((69, 111, 216), np.float32)
+
+    interpolation = Interpolation(20, world.channels)
+    downscaling = Downscaling(refiner, NoDetail(), interpolation, world.statistics.normalisation)
     (state,) = sources.DownscaledForecast(world, persisting, downscaling).states(DATE, 1)
     coarse = world.series("test")[0].coarse(3)
-    assert_close(state, downscaling.apply(np.ascontiguousarray(coarse)), world)
+    assert_close(state, downscaling.apply(np.ascontiguousarray(coarse), datetime(2000, 9, 2)), world)
     assert_close(state, interpolated(coarse), world, 0.1)
 
 
@@ -236,28 +246,38 @@ def test_a_split_that_persists_gives_the_analysis_up_to_regridding(world: World,
 
 
 def on_more_rows(channel: Any) -> np.ndarray:
-    """An analytic field on the network grid and three rows and columns more on every side, rows -3 to 113."""
+    """An analytic field on the network grid and nine rows and columns more on every side, rows -9 to 119."""
     fields = {
         "u": analytic.eastward,
         "10u": analytic.eastward,
         "v": analytic.northward,
         "10v": analytic.northward,
     }
-    rows, columns = np.arange(-3, 114), np.arange(-3, 219)
+    rows, columns = np.arange(-9, 120), np.arange(-9, 225)
     latitude, longitude = 90 + 20 / 12 * (1 - rows), 20 / 12 * (columns - 1)
     field = fields.get(channel.variable, analytic.scalar)
     return field(latitude[:, None], longitude[None]).astype(np.float32)
 
 
+def cubic(values: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
+    """Lagrange's polynomial through the two points on either side, at 0, 1 ... count - 1 of the last axis."""
+    result = np.empty((*values.shape[:-1], count))
+    for x in range(count):
+        first = np.searchsorted(points, x, side="right") - 2
+        four = points[first : first + 4]
+        weights = [np.prod([(x - b) / (a - b) for b in four if b != a]) for a in four]
+        result[..., x] = values[..., first : first + 4] @ weights
+    return result
+
+
 def nine_interpolated(field: np.ndarray) -> np.ndarray:
-    """Each of the nine sub-fields interpolated linearly to all points of the network grid; their mean."""
-    rows, columns = np.arange(-3, 114), np.arange(-3, 219)
+    """Each of the nine sub-fields interpolated to all points of the network grid; their mean."""
+    rows, columns = np.arange(-9, 120), np.arange(-9, 225)
     results = []
     for a in range(3):
         for b in range(3):
-            own_rows, own_columns = rows[a::3], columns[b::3]
-            along = np.stack([np.interp(np.arange(216), own_columns, line) for line in field[a::3, b::3]])
-            results.append(np.stack([np.interp(np.arange(111), own_rows, line) for line in along.T]).T)
+            along = cubic(field[a::3, b::3].astype(float), columns[b::3], 216)
+            results.append(cubic(along.T, rows[a::3], 111).T)
     return np.mean(results, axis=0)
 
 
@@ -267,7 +287,7 @@ def test_c9_is_the_mean_of_nine_interpolated_sub_fields(
     """Over the poles, where components of the wind turn, and across the dateline."""
     source = sources.MeanOfNine(world, persisting, normals)
     wider = np.stack([on_more_rows(c) for c in CHANNELS])
-    found = source.smoothed(np.ascontiguousarray(wider[:, 3:-3, 3:-3]))
+    found = source.smoothed(np.ascontiguousarray(wider[:, 9:-9, 9:-9]))
     for name in ("t850", "u850", "10v", "msl"):
         channel = NAMES.index(name)
         np.testing.assert_allclose(found[channel], nine_interpolated(wider[channel]), atol=2e-6)
@@ -280,7 +300,7 @@ def test_c9_of_sub_fields_that_differ_by_their_offsets_is_their_mean(
     constants = np.arange(9, dtype=np.float32).reshape(3, 3)
     state = np.broadcast_to(np.tile(constants, (37, 72)), (69, 111, 216)).astype(np.float32)
     found = sources.MeanOfNine(world, persisting, normals).smoothed(state)
-    np.testing.assert_allclose(found[:, 2:-2], 4, atol=1e-5)
+    np.testing.assert_allclose(found[:, 5:-5], 4, atol=1e-5)
 
 
 def test_c9_adds_what_smoothing_takes_from_the_normals(

@@ -13,7 +13,7 @@ from fengwu_ghr.training import pictures
 from fengwu_ghr.training.chain import ChainSettings
 from fengwu_ghr.training.report import Report
 from fengwu_ghr.training.specs import SourceSpec
-from fengwu_ghr.training.tables import HEADLINE, Tables
+from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.verdict import (
     SIGMA,
     Comparison,
@@ -25,14 +25,14 @@ from fengwu_ghr.training.verdict import (
     truncated_table,
 )
 from fengwu_ghr.training.world import World
-from fengwu_ghr.variables import channel_set
+from fengwu_ghr.variables import HEADLINE, channel_set
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.spectra import POWERS
 from fengwu_ghr.verify.statistics import ANOMALIES, ERRORS, DatedSums, Sums
 
 CHANNELS = channel_set("ghr-69")
 DATES, LEADS = 6, 4
-GROUND = ("t925", "t850")
+GROUND = ("t1000", "t850")
 CLIMATE = 4.0
 """The squared error of climatology, of every target."""
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -131,17 +131,17 @@ def test_resolved_levels_are_those_next_to_the_simulators() -> None:
     """Eight levels of five variables, and four fields near the surface."""
     resolved = resolved_channels(CHANNELS, SIGMA)
     levels = {c.level for c, taken in zip(CHANNELS.channels, resolved) if taken and c.level}
-    assert levels == {50, 100, 200, 300, 500, 700, 850, 1000}
+    assert levels == {50, 100, 200, 300, 500, 700, 850, 925}
     assert resolved.sum() == 8 * 5 + 4
-    ours = by_channel(3.0, **{f"t{level}": 1.0 for level in (925, 600, 500)}, _2t=1.0)
+    ours = by_channel(3.0, **{f"t{level}": 1.0 for level in (1000, 600, 500)}, _2t=1.0)
     shares = compared(tables_of(ours), tables_of(2.0)).shares()
     assert (shares["all"].won, shares["resolved"].won) == (16, 8)
     assert shares["resolved"].targets == 4 * 44
 
 
 def test_resolved_targets_are_compared_above_ground() -> None:
-    """t850 is lost everywhere and won where there is air; t925 is not resolved."""
-    ours = tables_of(by_channel(1.0, t850=3.0, t925=3.0), above_ground=1.0)
+    """t850 is lost everywhere and won where there is air; t1000 is extrapolated."""
+    ours = tables_of(by_channel(1.0, t850=3.0, t1000=3.0), above_ground=1.0)
     shares = compared(ours, tables_of(2.0, above_ground=2.0)).shares()
     assert shares["all"].won == 276 - 8
     assert shares["resolved"].won == shares["resolved"].targets == 4 * 44
@@ -241,8 +241,10 @@ def report(world: World, tmp_path_factory: pytest.TempPathFactory) -> Report:
         "smoke-0": tables_of(by_channel(1.0, z500=3.0), above_ground=1.0),
         "smoke-1": tables_of(1.1, above_ground=1.0),
         "persistence": tables_of(2.0, above_ground=2.0),
-        "detailed": tables_of(1.5, above_ground=2.0),
-        "zero-shot": tables_of(2.5, above_ground=2.0),
+        **{f"detailed-{seed}": tables_of(1.5, above_ground=2.0) for seed in (0, 1)},
+        **{f"zero-shot-{seed}": tables_of(2.5, above_ground=2.0) for seed in (0, 1)},
+        "smoke-sharp-0": tables_of(1.2, above_ground=1.0),
+        "smoke-sharp-1": tables_of(1.2, above_ground=1.0),
         "twin": tables_of(0.1, above_ground=0.1, dates=2),
     }
     evidence = {
@@ -254,7 +256,7 @@ def report(world: World, tmp_path_factory: pytest.TempPathFactory) -> Report:
 def test_the_report_is_markdown_with_the_shares(report: Report, world: World) -> None:
     text = report.text()
     blocks = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
-    assert len(blocks) == 2 * 2 + 3
+    assert len(blocks) == 2 * 3 + 3
     for block in blocks:
         lines = block.splitlines()
         assert set(lines[1]) <= set("|-")
@@ -275,16 +277,18 @@ def test_the_report_says_where_it_comes_from_and_what_came(report: Report, world
         "seeds: 0, 1",
         "`python -m something`",
         f"no share: {', '.join(world.statistics.persisted)}",
-        "to 0 h of 24 h",
-        "| 4 steps finite | yes |",
-        "msl: no drift | bias +0.00 hPa at 6 h",
+        "| z500 better than climatology to 24 h | to 0 h of 24 h | missed |",
+        "| all steps to 24 h finite | yes | met |",
+        "| global mean msl, bias | +0.00 hPa at 6 h, +0.00 hPa at 24 h |  |",
+        "grid lengths at 24 h | 0 of 9 channels; z500: 0.25 ... 1.00 | missed |",
         "total wavenumber 36",
     ):
         assert words in text
     targets = 4 * (69 - len(world.statistics.persisted))
     won = targets - 4
-    assert f"| (c1): 91.3 % of all targets | {won / targets:.1%} ({won} of {targets}) |" in text
-    assert f"| (a): 95 % from 12 h on | {won / targets:.1%} ({won * 3 // 4} of {targets * 3 // 4}) |" in text
+    assert f"| (c1): 91.3% of all targets | {won / targets:.1%} ({won} of {targets}) | met |" in text
+    later = f"{won / targets:.1%} ({won * 3 // 4} of {targets * 3 // 4})"
+    assert f"| (a): 95% of targets from 12 h on | {later} | met |" in text
 
 
 def test_the_report_lies_beside_its_pictures(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,22 @@ def test_statistics_are_kept_and_are_of_training_alone(short: World) -> None:
     assert again.persisted == first.persisted
 
 
+def test_statistics_follow_a_world_that_grows(short: World, original: World) -> None:
+    assert len(short.series("train")[0]) == 12
+    first = short.statistics.normalisation.mean
+    path = chunk(original, 1)
+    for added in (path, coarse_path(path)):
+        shutil.copy(added, short.folder / "member-0" / added.name)
+    grown = World.open(short.folder)
+    assert not np.array_equal(grown.statistics.normalisation.mean, first)
+    statistics = short.folder / "statistics.json"
+    content = json.loads(statistics.read_text())
+    assert content["states"] == 36
+    statistics.write_text(json.dumps(content | {"states": 24, "source": "another world"}))
+    with pytest.raises(InputError, match="adopted when the world had 24 training states, it has 36 now"):
+        _ = World.open(short.folder).statistics
+
+
 def test_statistics_of_another_world_can_be_adopted_before_there_are_own(
     short: World, tmp_path: Path
 ) -> None:
@@ -288,7 +304,7 @@ def test_a_damaged_chunk_is_named(world: World, left: int) -> None:
     content = path.read_bytes()[:left]
     path.unlink()
     path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"{path.name} cannot be read .*remove it and simulate again"):
+    with pytest.raises(InputError, match=rf"{path.name} is no array .*remove it and simulate again"):
         world.series("train")
 
 

@@ -163,7 +163,7 @@ def _seconds(call: Callable[[], object]) -> float:
 def check_device(device: str) -> None:
     """Raises UsageError for a device that is not there."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda was asked for, but torch sees no GPU here; use --device cpu")
+        raise UsageError("device cuda was asked for, but torch sees no GPU here; ask for the device cpu")
 
 
 @contextmanager

@@ -15,14 +15,14 @@ import torch
 
 from fengwu_ghr import checkpoint
 from fengwu_ghr.backbone import Architecture
-from fengwu_ghr.checkpoint import Checkpoint, load_model
+from fengwu_ghr.checkpoint import Checkpoint, load_model, part_of
 from fengwu_ghr.errors import UsageError
 from fengwu_ghr.grid import NetworkGrid
 from fengwu_ghr.initialise import build
 from fengwu_ghr.model_card import ModelCard
 from fengwu_ghr.training.dataset import FineSamples
 from fengwu_ghr.training.fine import FineForecast
-from fengwu_ghr.training.fine_tasks import Prepared, part_of, task_of
+from fengwu_ghr.training.fine_tasks import Prepared, task_of
 from fengwu_ghr.training.identity import describe_world, identity_in, identity_of, is_made
 from fengwu_ghr.training.loop import Ranks, TrainSettings, run_loop
 from fengwu_ghr.training.losses import LossWeights
@@ -32,26 +32,6 @@ from fengwu_ghr.training.scores import Scores
 from fengwu_ghr.training.stage import AdaptStage
 from fengwu_ghr.training.world import STEP_HOURS, World
 from fengwu_ghr.transfer import TransferModel
-
-
-def zero_shot(base: Path, folder: Path) -> Path:
-    """The split of a pretrained backbone as a checkpoint of its own, `folder`/model: nothing is trained.
-
-    Raises UsageError where the base has RES blocks or adapters, or the folder holds another model.
-    """
-    source, target = Checkpoint.open(base), folder / "model"
-    a = source.architecture
-    if a.res_after or a.lora_steps:
-        raise UsageError(
-            f"the split is of a backbone alone; {base} has {len(a.res_after)} RES blocks and adapters at "
-            f"{a.lora_steps} lead steps: give the pretrained checkpoint"
-        )
-    identity = hashlib.sha256(f"split {source.digest}".encode()).hexdigest()
-    if not is_made(target, identity_in(target), identity):
-        about = _provenance(source, identity, "the split as it is")
-        card = source.card.model_copy(update={"name": f"{source.card.name}-split", "provenance": about})
-        checkpoint.save(target, load_model(source), card=card)
-    return target
 
 
 def adapt(world: World, stage: AdaptStage, base: Path, folder: Path, progress: Progress) -> Path:
@@ -77,7 +57,7 @@ def adapt(world: World, stage: AdaptStage, base: Path, folder: Path, progress: P
         card = _card(source, stage, model.architecture, identity=identity, scores=scores)
         checkpoint.save(target, model, card=card)
     # The next stage begins with this checkpoint: the other ranks wait here until it is written.
-    ranks.average_([torch.zeros(1, device=ranks.device)])
+    ranks.wait()
     return target
 
 
@@ -194,7 +174,9 @@ def _card(
 def _provenance(source: Checkpoint, identity: str, verb: str) -> dict[str, str]:
     """Where a model comes from: what the base says of its world, the base itself, and what was done here."""
     kept = {
-        key: value for key, value in source.card.provenance.items() if key in ("world", "persisted channels")
+        key: value
+        for key, value in source.card.provenance.items()
+        if key in ("world", "trained on", "persisted channels")
     }
     return kept | {
         "made by": f"fengwu_ghr {version('fengwu_ghr')}, {verb}",

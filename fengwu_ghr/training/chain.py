@@ -6,8 +6,8 @@ Each part has its verb: `train simulate`, `train pretrain`, `train adapt`, `trai
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -18,16 +18,18 @@ from fengwu_ghr.errors import UsageError
 from fengwu_ghr.training.adapt import adapt
 from fengwu_ghr.training.downscale import DownscaleSettings, train_downscaling
 from fengwu_ghr.training.evidence import EvidenceSettings, baseline_bias, score
+from fengwu_ghr.training.identity import check_unseen
+from fengwu_ghr.training.normals import Normals
 from fengwu_ghr.training.pretrain import PretrainSettings, pretrain
 from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.reference import write_initial_conditions
-from fengwu_ghr.training.simulate import SimulateSettings, simulate
-from fengwu_ghr.training.specs import SourceSpec
+from fengwu_ghr.training.simulate import SimulateSettings, complete_world, simulate
+from fengwu_ghr.training.specs import Kind, SourceSpec
 from fengwu_ghr.training.stage import AdaptStage
 from fengwu_ghr.training.tables import Tables
-from fengwu_ghr.training.world import World
+from fengwu_ghr.training.world import SPLITS, World
 
-BACKBONE = "backbone"
+BACKBONE, SPLIT = "backbone", "zero-shot"
 
 
 class Transfer(Section):
@@ -43,17 +45,19 @@ class ChainSettings(Section):
 
     folder: Path
     """Where checkpoints and tables lie; the world lies where [simulate] says."""
-    headline: str
-    """The stage whose model the verdict is about."""
+    headline: str = SPLIT
+    """The stage whose model the verdict is about; the split where nothing is said."""
+    sharp: str | None = None
+    """The stage whose model is to have the amplitude of the truth, and is held to that."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    """Pretraining and transfer are done once per seed; baselines come from the first."""
+    """Pretraining and transfer are done once per seed, and scored beside the baselines of their own backbone."""
     like: Path | None = None
     """A checkpoint whose statistics the world takes, so that its training goes on with new weather."""
     simulate: SimulateSettings
     pretrain: PretrainSettings
     downscale: DownscaleSettings | None = None
     """The downscaling baseline; none without."""
-    transfer: tuple[Transfer, ...] = Field(min_length=1)
+    transfer: tuple[Transfer, ...] = ()
     evidence: EvidenceSettings = EvidenceSettings()
 
     @model_validator(mode="after")
@@ -65,9 +69,18 @@ class ChainSettings(Section):
             if transfer.stage.name in known:
                 raise ValueError(f"stages need names of their own; {transfer.stage.name!r} came twice")
             known.append(transfer.stage.name)
-        if self.headline not in known[1:]:
-            raise ValueError(f"headline must be one of {', '.join(known[1:])}; got {self.headline!r}")
+        for role, name in (("headline", self.headline), ("sharp", self.sharp or SPLIT)):
+            if name not in (stages := [*known[1:], SPLIT]):
+                raise ValueError(f"{role} must be one of {', '.join(stages)}; got {name!r}")
+        seeded = [self.pretrain, *(transfer.stage for transfer in self.transfer)]
+        if any("seed" in section.model_fields_set for section in seeded):
+            raise ValueError("pretraining and stages have the seeds of `seeds`: give none of their own")
         return self
+
+    @property
+    def names(self) -> list[str]:
+        """Of all that is trained per seed."""
+        return [BACKBONE, *(transfer.stage.name for transfer in self.transfer)]
 
     @property
     def evidence_folder(self) -> Path:
@@ -80,12 +93,16 @@ class ChainSettings(Section):
 
 
 def run_simulate(settings: ChainSettings, progress: Progress) -> World:
-    """The world is there; its statistics are its own, or those of the checkpoint it is to be `like`."""
+    """The world is there; its statistics are its own, or those of the checkpoint it is to be `like`.
+
+    Raises UsageError where that checkpoint was trained on what this world holds out for tests.
+    """
     world = World.open(simulate(settings.simulate, progress))
     if settings.simulate.initial_conditions and "test" in world.splits:
         write_initial_conditions(world, progress)
     if settings.like:
         source = Checkpoint.open(settings.like)
+        check_unseen(source.card, world)
         named = source.card.provenance.get("persisted channels", "none")
         persisted = [] if named == "none" else named.split(", ")
         world.adopt_statistics(source.normalisation, persisted, source=source.digest)
@@ -93,58 +110,79 @@ def run_simulate(settings: ChainSettings, progress: Progress) -> World:
 
 
 def run_pretrain(settings: ChainSettings, progress: Progress) -> list[Path]:
-    """The backbones, one per seed. Raises InputError where the world is missing."""
-    world = World.open(settings.simulate.folder)
+    """The backbones, one per seed. Raises InputError where the world, or a part of it, is missing."""
+    world = complete_world(settings.simulate, "train", "validation")
     seeded = ((seed, settings.pretrain.model_copy(update={"seed": seed})) for seed in settings.seeds)
     return [pretrain(world, own, settings.model(seed, BACKBONE).parent, progress) for seed, own in seeded]
 
 
 def run_adapt(settings: ChainSettings, progress: Progress) -> list[Path]:
     """The transferred models, stage by stage and seed by seed. Raises UsageError where there is no backbone yet."""
-    world, made = World.open(settings.simulate.folder), []
+    world, made = complete_world(settings.simulate, "train", "validation"), []
     for seed in settings.seeds:
         for transfer in settings.transfer:
             base = settings.model(seed, transfer.after)
-            if not base.exists():
-                raise UsageError(f"{base} is not there; run train pretrain with this configuration first")
+            _check_made(base, "train pretrain")
             stage = transfer.stage.model_copy(update={"seed": seed})
             made.append(adapt(world, stage, base, settings.model(seed, stage.name).parent, progress))
     return made
 
 
 def run_evidence(settings: ChainSettings, progress: Progress) -> dict[str, tuple[SourceSpec, Tables]]:
-    """Every source and its tables, complete. The downscaling baseline is trained where it is missing."""
-    world, folder = World.open(settings.simulate.folder), settings.evidence_folder
+    """Every source and its tables, complete. The downscaling baseline is trained where it is missing.
+
+    Raises InputError where the world, or a part of it, is missing, UsageError where a model is.
+    """
+    world, folder = complete_world(settings.simulate, *SPLITS), settings.evidence_folder
+    for seed in settings.seeds:
+        for name in settings.names:
+            _check_made(settings.model(seed, name), "train pretrain and train adapt")
     with writing(folder):
         make_folder(folder)
     if settings.downscale:
-        train_downscaling(world, settings.downscale, settings.folder / "downscaling", progress)
+        normals = Normals.of(world, folder, harmonics=settings.evidence.harmonics, progress=progress)
+        train_downscaling(world, normals, settings.downscale, settings.folder / "downscaling", progress)
     specs = list(sources_of(settings, world, folder, progress))
     tables = score(world, specs, settings.evidence, folder, progress)
     return {spec.name: (spec, tables[spec.name]) for spec in specs}
 
 
+def _check_made(model: Path, verbs: str) -> None:
+    if not model.exists():
+        raise UsageError(f"{model} is not there; run {verbs} with this configuration first")
+
+
 def sources_of(
     settings: ChainSettings, world: World, folder: Path, progress: Progress
 ) -> Iterator[SourceSpec]:
-    """What is compared, in the order of the tables."""
-    evidence, backbone = settings.evidence, settings.model(settings.seeds[0], BACKBONE)
-    on_network = partial(SourceSpec, precision=evidence.precision)
+    """What is compared, in the order of the tables: a model with the baselines of its own seed."""
     yield SourceSpec("persistence", "(a) persistence", "persistence")
     yield SourceSpec("climatology", "(b) climatology", "climatology")
-    yield SourceSpec("coarse", "(c) backbone, interpolated", "coarse", backbone)
-    yield SourceSpec("detailed", "(c1) with climatological fine detail", "detailed", backbone)
-    yield on_network("mean-of-nine", "(c9) mean of nine sub-fields, with detail", "mean-of-nine", backbone)
-    if settings.downscale:
-        title, own = "(c-cnn) downscaled by a network", settings.folder / "downscaling"
-        yield SourceSpec("downscaled", title, "downscaled", backbone, own)
-    yield on_network("zero-shot", "(d) zero-shot split", "transferred", backbone)
     for seed in settings.seeds:
-        for transfer in settings.transfer:
-            name = transfer.stage.name
-            title = name if len(settings.seeds) == 1 else f"{name}, seed {seed}"
-            yield on_network(f"{name}-{seed}", title, "transferred", settings.model(seed, name))
-    yield from _simulated(world, evidence, folder, progress)
+        yield from _trained(settings, seed)
+    yield from _simulated(world, settings.evidence, folder, progress)
+
+
+def _trained(settings: ChainSettings, seed: int) -> Iterator[SourceSpec]:
+    """What stands on the backbone of this seed."""
+    backbone, precision = settings.model(seed, BACKBONE), settings.evidence.precision
+    of_seed = "" if len(settings.seeds) == 1 else f", seed {seed}"
+
+    def spec(name: str, title: str, kind: Kind, **more: Any) -> SourceSpec:
+        return SourceSpec(f"{name}-{seed}", title + of_seed, kind, **({"checkpoint": backbone} | more))
+
+    yield spec("coarse", "(c) backbone, interpolated", "coarse")
+    yield spec("detailed", "(c1) with climatological fine detail", "detailed")
+    nine = "(c9) mean of nine sub-fields, with detail"
+    yield spec("mean-of-nine", nine, "mean-of-nine", precision=precision)
+    if settings.downscale:
+        folder = settings.folder / "downscaling"
+        yield spec("downscaled", "(c-cnn) downscaled by a network", "downscaled", downscaling=folder)
+    yield spec(SPLIT, "(d) zero-shot split", "transferred", precision=precision)
+    for transfer in settings.transfer:
+        name = transfer.stage.name
+        model = settings.model(seed, name)
+        yield spec(name, name, "transferred", checkpoint=model, precision=precision)
 
 
 def _simulated(

@@ -1,13 +1,14 @@
 """Downscaling: a network that makes a coarse state fine, at the same time. A baseline for the transferred model.
 
 What the coarse backbone forecasts can be made fine without stepping in time: by interpolation, by adding the detail
-that is always there, and by a convolutional network that adds the detail which the weather makes. A transfer that
+of the season, and by a convolutional network that adds the detail which the weather makes. A transfer that
 does not beat the last has only learned to downscale.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from datetime import date, datetime, time
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from fengwu_ghr.training.dataset import CoarseSamples, FineSamples, Samples, Win
 from fengwu_ghr.training.identity import describe_world, identity_of, is_made
 from fengwu_ghr.training.loop import Ranks, Task, TrainSettings, run_loop
 from fengwu_ghr.training.losses import LossSettings, LossWeights, weighted_mse
+from fengwu_ghr.training.normals import FineDetail, Normals
 from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.scores import SCORED, scored_squares
 from fengwu_ghr.training.world import Series, World
@@ -48,14 +50,14 @@ class DownscaleSettings(Section):
     """Features at each point of the backbone grid."""
     blocks: int = Field(2, ge=0)
     """Residual blocks of two convolutions."""
-    detail_states: int = Field(400, gt=0)
-    """Training states, evenly spaced, whose mean detail is taken for the climatological one."""
     validation_states: int = Field(12, gt=0)
     """Validation states, evenly spaced, that are made fine at each validation."""
+    seed: int = Field(0, ge=0)
+    """Fixes the weights before training, and the order of the states."""
     loss: LossSettings = LossSettings()
     """The weights of channels."""
     train: TrainSettings = TrainSettings()
-    """How to optimise; its seed fixes the weights before training too."""
+    """How to optimise."""
 
 
 class Refiner(nn.Module):
@@ -140,23 +142,45 @@ class InterpolatedSamples(Samples):
         return self._interpolation(series.coarse(index))
 
 
+class SeasonalDetail:
+    """The climatological fine detail, normalised, on the network grid, day by day."""
+
+    def __init__(self, world: World, normals: Normals) -> None:
+        self._detail, self._std = FineDetail(normals, world.channels), world.statistics.normalisation.std
+        self._channels, network = world.channels.channels, NetworkMap(NetworkGrid(world.scale))
+        self._to_network = partial(network.from_source, source=world.fine_grid)
+
+    def at(self, valid_time: datetime) -> Float32[np.ndarray, "channel row column"]:
+        """That of the day; not to be written to."""
+        return self._of_day(valid_time.date())
+
+    @lru_cache(maxsize=400)  # noqa: B019  # a year of days, three gigabytes at the demo scale
+    def _of_day(self, day: date) -> Float32[np.ndarray, "channel row column"]:
+        fine = self._detail.at(datetime.combine(day, time(12)))
+        fields = (
+            self._to_network(field, is_vector=c.definition.is_vector, smooth=c.definition.is_smooth)
+            for field, c in zip(fine, self._channels)
+        )
+        return np.stack(list(fields)) / self._std[:, None, None]
+
+
 @dataclass(frozen=True, eq=False)
 class Downscaling:
-    """A refiner and what it stands on: interpolation, and the climatological detail (normalised)."""
+    """A refiner and what it stands on: interpolation, and the climatological detail of the season."""
 
     refiner: Refiner
-    detail: Float32[Tensor, "channel row column"]
+    detail: SeasonalDetail
     interpolation: Interpolation
     normalisation: Normalisation
 
     def apply(
-        self, coarse: Float32[np.ndarray, "channel lat lon"], *, refined: bool = True
+        self, coarse: Float32[np.ndarray, "channel lat lon"], valid_time: datetime, *, refined: bool = True
     ) -> Float32[np.ndarray, "channel fine_lat fine_lon"]:
         """The fine state on the product grid of a coarse one, physical values within the variables' bounds.
 
         Without `refined`: interpolation and the climatological detail alone.
         """
-        state = self.normalisation.normalise(self.interpolation(coarse)) + self.detail.numpy()
+        state = self.normalisation.normalise(self.interpolation(coarse)) + self.detail.at(valid_time)
         if refined:
             inputs = torch.from_numpy(self.normalisation.normalise(coarse))[None]
             with torch.inference_mode():
@@ -164,7 +188,7 @@ class Downscaling:
         return self.interpolation.to_product(self.normalisation.denormalise(state, out=state))
 
     @classmethod
-    def load(cls, folder: Path, world: World) -> "Downscaling":
+    def load(cls, folder: Path, world: World, normals: Normals) -> "Downscaling":
         """What `train_downscaling` left in this folder, of this world. Raises UsageError where it is not that."""
         path = folder / WEIGHTS
         try:
@@ -177,15 +201,14 @@ class Downscaling:
         if about["identity"] != identity_of(world, settings):
             raise UsageError(f"{path} was trained on another world than {world.folder}; train it on this one")
         refiner = _refiner(world, settings)
-        detail = tensors.pop("detail")
         refiner.load_state_dict(tensors)
-        return cls(refiner.eval(), detail, *_ground(world))
+        return cls(refiner.eval(), SeasonalDetail(world, normals), *_ground(world))
 
 
 def train_downscaling(
-    world: World, settings: DownscaleSettings, folder: Path, progress: Progress
-) -> Downscaling:
-    """The trained downscaling, kept in `folder` for `Downscaling.load`; a stopped run goes on, a finished one stays.
+    world: World, normals: Normals, settings: DownscaleSettings, folder: Path, progress: Progress
+) -> None:
+    """The trained downscaling is in `folder` for `Downscaling.load`; a stopped run goes on, a finished one stays.
 
     `folder`/phase-1 holds state, log and curves. Raises the errors of `run_loop` and of the samples; UsageError
     where the folder holds a downscaling of other settings or another world.
@@ -193,40 +216,38 @@ def train_downscaling(
     path, identity = folder / WEIGHTS, identity_of(world, settings)
     if is_made(path, _identity_in(path), identity):
         progress.note(f"{path} is trained already")
-        return Downscaling.load(folder, world)
-    task = DownscaleTask(world, settings)
+        return
+    task = DownscaleTask(world, normals, settings)
     run_loop(task, settings.train, folder / "phase-1", progress)
-    refiner = task.refiner.cpu()
     if Ranks.join(settings.train.device).leads:
         about = {"settings": settings.model_dump_json(), "identity": identity}
         with writing(path):
-            replace_file(path, save({"detail": task.detail, **refiner.state_dict()}, about))
-    return Downscaling(refiner, task.detail, *_ground(world))
+            replace_file(path, save(task.refiner.cpu().state_dict(), about))
 
 
 class DownscaleTask(Task):
     """From coarse to fine analyses of the same time."""
 
-    def __init__(self, world: World, settings: DownscaleSettings) -> None:
+    def __init__(self, world: World, normals: Normals, settings: DownscaleSettings) -> None:
         self._world, self._settings = world, settings
         self.model = self.refiner = _refiner(world, settings)
-        self._train, self._validation = Pairs(world, "train"), Pairs(world, "validation")
-        self.detail = self._train.mean_detail(evenly_spaced(self._train.windows, settings.detail_states))
+        detail = SeasonalDetail(world, normals)
+        self._train, self._validation = (Pairs(world, split, detail) for split in ("train", "validation"))
         self._weights = LossWeights.of(
             world.channels, world.statistics, NetworkGrid(world.scale), settings.loss
         )
 
     def loss(self, numbers: range) -> Float[Tensor, ""]:
-        windows, stream = self._train.windows, (self._settings.train.seed,)
+        windows, stream = self._train.windows, (self._settings.seed,)
         chosen = [windows[draw(number, count=len(windows), stream=stream)] for number in numbers]
         device = self.refiner.place.device
-        coarse, missing = (t.to(device) for t in self._train.batch(chosen, self.detail))
+        coarse, missing = (t.to(device) for t in self._train.batch(chosen))
         return weighted_mse(self.refiner(coarse), missing, self._weights.to(device))
 
     def validate(self) -> dict[str, float]:
         """Area-weighted RMSE in physical units, and beside it that of interpolation and detail alone."""
         windows = evenly_spaced(self._validation.windows, self._settings.validation_states)
-        coarse, missing = self._validation.batch(windows, self.detail)
+        coarse, missing = self._validation.batch(windows)
         added = self.refiner(coarse.to(self.refiner.place.device)).float().cpu()
         refined, plain = self._rmse(added - missing), self._rmse(missing)
         return refined | {f"{name} detail alone": value for name, value in plain.items()}
@@ -243,29 +264,23 @@ class DownscaleTask(Task):
 class Pairs:
     """Coarse and fine states of the same times of one split."""
 
-    def __init__(self, world: World, split: str) -> None:
+    def __init__(self, world: World, split: str, detail: SeasonalDetail) -> None:
         self._coarse = CoarseSamples(world, split, in_memory=0)
         self._interpolated = InterpolatedSamples(world, split, Interpolation(world.scale, world.channels))
-        self._fine = FineSamples(world, split, in_memory=0)
+        self._fine, self._detail = FineSamples(world, split, in_memory=0), detail
         self.windows = self._fine.windows(1)
 
     def batch(
-        self, windows: Sequence[Window], detail: Float32[Tensor, "channel row column"]
+        self, windows: Sequence[Window]
     ) -> tuple[Float32[Tensor, "batch channel lat lon"], Float32[Tensor, "batch channel row column"]]:
         """Coarse states, and what interpolation and detail lack of the fine ones; all normalised."""
         coarse = np.stack([self._coarse.state(*window) for window in windows])
         missing = np.stack([self._missing(window) for window in windows])
-        return torch.from_numpy(coarse), torch.from_numpy(missing) - detail
-
-    def mean_detail(self, windows: Sequence[Window]) -> Float32[Tensor, "channel row column"]:
-        """The mean over these times of what interpolation lacks of the fine state."""
-        total = np.zeros((len(self._fine.world.channels), *self._fine.shape))
-        for window in windows:
-            total += self._missing(window)
-        return torch.from_numpy((total / len(windows)).astype(np.float32))
+        return torch.from_numpy(coarse), torch.from_numpy(missing)
 
     def _missing(self, window: Window) -> Float32[np.ndarray, "channel row column"]:
-        return self._fine.state(*window) - self._interpolated.state(*window)
+        detail = self._detail.at(self._fine.valid_time(*window))
+        return self._fine.state(*window) - self._interpolated.state(*window) - detail
 
 
 def _identity_in(path: Path) -> str | None:
@@ -276,7 +291,7 @@ def _identity_in(path: Path) -> str | None:
 
 
 def _refiner(world: World, settings: DownscaleSettings) -> Refiner:
-    shape, seed = NetworkGrid(world.scale).backbone.shape, settings.train.seed
+    shape, seed = NetworkGrid(world.scale).backbone.shape, settings.seed
     return Refiner(len(world.channels), shape, width=settings.width, blocks=settings.blocks, seed=seed)
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
@@ -17,21 +18,23 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Float64
 from pydantic import Field, model_validator
 
 from fengwu_ghr.config import Section
-from fengwu_ghr.errors import InputError, UsageError
+from fengwu_ghr.durable import lock
+from fengwu_ghr.errors import InputError, ResourceError, UsageError
 from fengwu_ghr.training.identity import claim, describe_world
 from fengwu_ghr.training.normals import Normals
 from fengwu_ghr.training.progress import Progress, Silence
 from fengwu_ghr.training.reference import restart_indices
 from fengwu_ghr.training.sources import Fine, InitialDate, Source
 from fengwu_ghr.training.specs import SourceSpec
-from fengwu_ghr.training.tables import HEADLINE, Tables
+from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.world import STEP, World, save_array
+from fengwu_ghr.variables import HEADLINE
 from fengwu_ghr.verify.spectra import spectral_sums, truncate
-from fengwu_ghr.verify.statistics import Sums, state_sums
+from fengwu_ghr.verify.statistics import Start, Sums, state_sums
 
 Result = TypeVar("Result")
 Fields = tuple[Fine, Fine, Fine]
@@ -55,7 +58,7 @@ class EvidenceSettings(Section):
     """Annual harmonics of the climatology."""
     baseline_truncation: int | None = 42
     """Spectral truncation of the numerical baseline; none without."""
-    bias_dates: int = Field(20, gt=0)
+    bias_dates: int = Field(40, gt=0)
     """Training dates from which the baseline's bias is taken."""
     twin_dates: int = Field(10, ge=0)
     """Test dates of the twin of the truth."""
@@ -140,8 +143,9 @@ def score(
         )
     normals = Normals.of(world, folder, harmonics=settings.harmonics, progress=progress)
     _check_independent(world, normals, settings)
-    ground = above_ground(world, normals)
-    return {spec.name: _score_source(world, spec, settings, folder, list(ground), progress) for spec in specs}
+    ground = list(above_ground(world, normals))
+    with lock(folder / ".lock", holder=f"another process scores in {folder}"):
+        return {spec.name: _score_source(world, spec, settings, folder, ground, progress) for spec in specs}
 
 
 def _score_source(
@@ -153,7 +157,7 @@ def _score_source(
     progress: Progress,
 ) -> Tables:
     own = folder / spec.name
-    claim(own, settings.describe() | spec.describe() | {"world": describe_world(world)})
+    claim(own, {"scores": settings.describe(), "source": spec.describe(), "world": describe_world(world)})
     tables = Tables.load(own, ground, world)
     dates = initial_dates(world, settings, count=spec.dates)
     done = {(member, start) for member, start in tables.everywhere.starts}
@@ -164,7 +168,8 @@ def _score_source(
         _add(world, tables, scored)
         tables.save(own)
         progress.stepped(count, {})
-    return tables
+    # Dates of earlier settings stay in their files, and out of what is compared.
+    return tables.only({_key(world, date) for date in dates})
 
 
 @dataclass(frozen=True)
@@ -222,7 +227,8 @@ def baseline_bias(
 ) -> Path:
     """The numerical baseline's mean error by lead step, on training dates, as .npy (step, channel, lat, lon).
 
-    Raises UsageError where the folder holds that of other settings.
+    The mean of a few dates holds their weather too: it is shrunk by the share of its variance that is not noise, lead
+    by lead and channel by channel. Raises UsageError where the folder holds that of other settings.
     """
     own = folder / f"{spec.name}-bias"
     path = own / "bias.npy"
@@ -232,14 +238,35 @@ def baseline_bias(
         return path
     dates = initial_dates(world, settings, split="train", count=settings.bias_dates)
     progress.begin(f"bias of {spec.name}", 0, len(dates))
-    total: Float32[np.ndarray, "step channel lat lon"] | None = None
     job = _BiasJob(world.folder, spec, settings.lead_steps)
+    shape = (settings.lead_steps, len(world.channels), *world.fine_grid.shape)
+    total, squares = np.zeros(shape, np.float32), np.zeros(shape[:2])
     for count, errors in enumerate(_map(job, dates, settings.workers), start=1):
-        total = errors if total is None else np.add(total, errors, out=total)
+        total += errors
+        squares += _area_mean_square(world, errors)
         progress.stepped(count, {})
-    assert total is not None
-    save_array(path, total / np.float32(len(dates)))
+    mean = total / np.float32(len(dates))
+    save_array(path, mean * _share_of_signal(world, mean, squares / len(dates), len(dates)))
     return path
+
+
+def _share_of_signal(
+    world: World,
+    mean: Float32[np.ndarray, "step channel lat lon"],
+    mean_square: Float64[np.ndarray, "step channel"],
+    dates: int,
+) -> Float32[np.ndarray, "step channel 1 1"]:
+    """The part of the squared mean error that is not the sampling noise of so many dates, at least zero."""
+    square_of_mean = _area_mean_square(world, mean)
+    noise = (mean_square - square_of_mean) / max(dates - 1, 1)
+    share = np.clip(1 - noise / np.maximum(square_of_mean, np.finfo(float).tiny), 0, 1)
+    return share[..., None, None].astype(np.float32)
+
+
+def _area_mean_square(
+    world: World, fields: Float32[np.ndarray, "step channel lat lon"]
+) -> Float64[np.ndarray, "step channel"]:
+    return np.einsum("scij,scij,ij->sc", fields, fields, world.fine_grid.cell_areas(), optimize=False)
 
 
 @dataclass(frozen=True)
@@ -273,6 +300,11 @@ def _map(
     with ProcessPoolExecutor(min(workers, max(1, len(dates))), context, _start_worker) as pool:
         try:
             yield from pool.map(job, dates)
+        except BrokenProcessPool as error:
+            raise ResourceError(
+                f"a scoring process was killed ({error}), often for want of memory; run the same command again with "
+                "fewer evidence.workers: what is scored is kept"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -294,9 +326,9 @@ def _check_independent(world: World, normals: Normals, settings: EvidenceSetting
         normals.fine.check_independent(valid, member=series.member)
 
 
-def _key(world: World, date: InitialDate) -> tuple[int, object]:
+def _key(world: World, date: InitialDate) -> Start:
     series = world.series(date.split)[date.series]
-    return series.member, series.times[date.index]
+    return Start(series.member, series.times[date.index])
 
 
 def _add(world: World, tables: Tables, scored: ScoredDate) -> None:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from fengwu_ghr.checkpoint import part_of
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.training.dataset import FineSamples, draw, noise_generator
 from fengwu_ghr.training.fine import FineForecast
@@ -153,8 +154,3 @@ def every_ranks(mine: Sequence[Float[Tensor, "*shape"]]) -> list[Float[Tensor, "
 def task_of(prepared: Prepared, *, phase: int) -> AdaptTask:
     """The task of this phase of the stage, counted from 1."""
     return (RolloutTask if prepared.stage.kind == "res" else ReplayTask)(prepared, phase)
-
-
-def part_of(name: str) -> str:
-    """The part of the model that a parameter belongs to: backbone, res or adapters."""
-    return "adapters" if ".lora_" in name else name.split(".")[0]

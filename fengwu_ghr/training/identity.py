@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from fengwu_ghr.config import Section
 from fengwu_ghr.durable import make_folder, replace_file, writing
 from fengwu_ghr.errors import UsageError
-from fengwu_ghr.model_card import CARD, read_card
+from fengwu_ghr.model_card import CARD, ModelCard, read_card
 from fengwu_ghr.training.world import World
 
 _DESCRIPTION = "made-of.json"
@@ -27,11 +28,55 @@ def describe_world(world: World) -> dict[str, Any]:
     return {"train_states": sum(map(len, world.series("train"))), "statistics": digest.hexdigest()}
 
 
-def identity_of(world: World, settings: Section) -> str:
-    """sha256 of all that decides the result, for the model card and for recognising a finished run."""
-    # How often one looks or saves, and on how many threads, is no part of it.
-    free = {"train": {"validate_every", "save_every", "threads"}}
-    decides = {"settings": settings.model_dump(mode="json", exclude=free), "world": describe_world(world)}
+def training_periods(world: World) -> list[dict[str, Any]]:
+    """The weather that a model of this world is trained on: which simulation, from when to when."""
+    made_by = world.made_by
+    return [
+        {
+            "simulation": _simulation(made_by, series.member),
+            "first": series.times[0].isoformat(),
+            "last": series.times[-1].isoformat(),
+        }
+        for series in world.series("train")
+    ]
+
+
+def trained_on(card: ModelCard) -> list[dict[str, Any]]:
+    """The `training_periods` of a model, as its card has them; none where it does not say."""
+    return list(json.loads(card.provenance.get("trained on", "[]")))
+
+
+def check_unseen(card: ModelCard, world: World) -> None:
+    """Raises UsageError where the model of this card was trained on the test weather of this world."""
+    if "test" not in world.splits:
+        return
+    for series in world.series("test"):
+        simulation = _simulation(world.made_by, series.member)
+        for period in trained_on(card):
+            first, last = (datetime.fromisoformat(period[end]) for end in ("first", "last"))
+            if period["simulation"] == simulation and first <= series.times[-1] and series.times[0] <= last:
+                raise UsageError(
+                    f"{card.name} was trained on {first:%Y-%m-%d} to {last:%Y-%m-%d} of {simulation}, which this world "
+                    "holds out for tests; give the members of this world other seeds"
+                )
+
+
+def _simulation(made_by: Mapping[str, Any], member: int) -> str:
+    members = made_by.get("members", [])
+    begun = members[member] if member < len(members) else {"seed": "unknown", "start": "unknown"}
+    return f"seed {begun['seed']} from {begun['start']} at T{made_by.get('truncation')}"
+
+
+def identity_of(world: World, settings: Section, *, start: str | None = None) -> str:
+    """sha256 of all that decides the result, for the model card and for recognising a finished run.
+
+    `start` is the digest of the checkpoint that it begins with.
+    """
+    # How often one looks or saves, and on how many threads, is no part of it; nor where a checkpoint lies.
+    free: Any = {"start": True, "train": {"validate_every", "save_every", "threads"}}
+    decides: dict[str, Any] = {"settings": settings.model_dump(mode="json", exclude=free)}
+    decides["world"] = describe_world(world)
+    decides |= {"start": start} if start else {}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

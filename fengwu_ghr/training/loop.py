@@ -10,8 +10,9 @@ import signal
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from math import cos, isfinite, pi
 from pathlib import Path
 from time import perf_counter
@@ -25,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fengwu_ghr.config import Section
-from fengwu_ghr.durable import make_folder, writing
+from fengwu_ghr.durable import lock, make_folder, writing
 from fengwu_ghr.engine.torch_engine import check_device
 from fengwu_ghr.errors import Interrupted, UsageError
 from fengwu_ghr.training.progress import Progress
@@ -34,6 +35,7 @@ from fengwu_ghr.training.record import Log, SavedState, draw_curves, load_state,
 FINAL_RATE = 0.02
 """The learning rate ends at this part of its peak."""
 
+_LONGEST_WAIT = timedelta(hours=6)
 _FREE_TO_CHANGE = {"validate_every", "save_every", "threads"}
 """Settings that a resumed run may change: they leave the losses as they are, but for the rounding of threads."""
 
@@ -60,8 +62,6 @@ class TrainSettings(Section):
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Of products of matrices; weights, states, norms and losses are float32 always."""
     device: Literal["cpu", "cuda"] = "cpu"
-    seed: int = Field(0, ge=0)
-    """Fixes the order of the samples and the noise."""
     validate_every: int = Field(500, gt=0)
     """Steps from one validation to the next; the last step is followed by one too."""
     save_every: int = Field(500, gt=0)
@@ -142,7 +142,8 @@ class Ranks:
             for key, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
         )
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("gloo" if device == "cpu" else "nccl")
+            # The first rank validates while the others wait.
+            dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=_LONGEST_WAIT)
             atexit.register(dist.destroy_process_group)
         return cls(rank, size, torch.device("cuda", local) if device == "cuda" else torch.device("cpu"))
 
@@ -150,6 +151,11 @@ class Ranks:
     def leads(self) -> bool:
         """Whether this is the one that writes, validates and reports."""
         return self.rank == 0
+
+    def wait(self) -> None:
+        """Every rank has come here."""
+        if self.size > 1:
+            dist.barrier()
 
     def share(self, numbers: range) -> range:
         """Every size-th of the numbers of a batch."""
@@ -186,10 +192,17 @@ def run_loop(task: Task, settings: TrainSettings, folder: Path, progress: Progre
     task.model.to(ranks.device)
     with writing(folder):
         make_folder(folder)
-    with _stop_signals() as stop:
+    with _alone(ranks, folder), _stop_signals() as stop:
         run = _Run(task, settings, folder, progress, ranks)
         run.resume()
         run.train(stop)
+
+
+def _alone(ranks: Ranks, folder: Path) -> AbstractContextManager[object]:
+    """No other run is in the folder; the first rank sees to it. Raises OutputError."""
+    if not ranks.leads:
+        return nullcontext()
+    return lock(folder / ".lock", holder=f"another process trains in {folder}")
 
 
 class _Run:

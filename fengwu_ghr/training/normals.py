@@ -12,6 +12,7 @@ from jaxtyping import Float32
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.regrid import Regridder
 from fengwu_ghr.remap import remap_state
+from fengwu_ghr.training.identity import claim, describe_world
 from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.world import World
 from fengwu_ghr.variables import ChannelSet
@@ -31,9 +32,11 @@ class Normals:
     def of(cls, world: World, folder: Path, *, harmonics: int = 2, progress: Progress) -> "Normals":
         """Those kept in the folder, else made of every training state and kept there.
 
-        Raises InputError where what is kept belongs to other training states, or has other harmonics.
+        Raises UsageError where what is kept belongs to another world, or has other harmonics; InputError where its
+        files cover other training states.
         """
-        paths = [folder / f"climatology-{name}.npz" for name in NAMES]
+        claim(folder / "normals", {"harmonics": harmonics, "world": describe_world(world)})
+        paths = [folder / "normals" / f"{name}.npz" for name in NAMES]
         if not all(path.exists() for path in paths):
             for climatology, path in zip(_fit(world, harmonics, progress), paths):
                 climatology.save(path)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fengwu_ghr.durable import writing
-from fengwu_ghr.training.tables import HEADLINE, Tables
+from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.verdict import Comparison, display_factor
+from fengwu_ghr.variables import HEADLINE
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.spectra import coherence, power_ratio
 from fengwu_ghr.verify.statistics import Sums

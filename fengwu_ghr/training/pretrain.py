@@ -32,7 +32,15 @@ from fengwu_ghr.initialise import build
 from fengwu_ghr.model_card import ModelCard, Statistics
 from fengwu_ghr.training.dataset import Coarsening, Samples, backbone_samples, draw, noise_generator
 from fengwu_ghr.training.forcings import coarse_forcings, network_static
-from fengwu_ghr.training.identity import describe_world, identity_in, identity_of, is_made
+from fengwu_ghr.training.identity import (
+    check_unseen,
+    describe_world,
+    identity_in,
+    identity_of,
+    is_made,
+    trained_on,
+    training_periods,
+)
 from fengwu_ghr.training.loop import Ranks, Task, TrainSettings, run_loop
 from fengwu_ghr.training.losses import LossSettings, LossWeights, weighted_mse
 from fengwu_ghr.training.progress import Progress
@@ -127,11 +135,17 @@ def pretrain(world: World, settings: PretrainSettings, folder: Path, progress: P
     `folder`/phase-1, phase-2 ... hold state, log and curves of each phase. Raises the errors of `run_loop` and of
     the samples; UsageError where the folder holds a model of other settings or another world.
     """
-    target, identity = folder / "model", identity_of(world, settings)
+    ranks = Ranks.join(settings.train.device)
+    if ranks.leads:
+        world.statistics  # noqa: B018  # measured by one, read by all
+    ranks.wait()
+    start = Checkpoint.open(settings.start) if settings.start else None
+    target = folder / "model"
+    identity = identity_of(world, settings, start=start.digest if start else None)
     if is_made(target, identity_in(target), identity):
         progress.note(f"{target} is trained already")
         return target
-    model = _begun(world, settings)
+    model = _begun(world, settings, start)
     train, validation = (
         backbone_samples(world, split, coarsening=settings.coarsening) for split in ("train", "validation")
     )
@@ -140,10 +154,11 @@ def pretrain(world: World, settings: PretrainSettings, folder: Path, progress: P
         run_loop(task, phase.settings(settings.train), folder / f"phase-{number}", progress)
     model.cpu()
     scale_output(model.backbone, output_scale(world.statistics, world.channels.names))
-    if Ranks.join(settings.train.device).leads:
+    if ranks.leads:
         scores = last_validation(folder / f"phase-{len(settings.phases)}")
-        card = _card(world, settings, model.architecture, identity=identity, scores=scores)
+        card = _card(world, settings, model.architecture, start=start, identity=identity, scores=scores)
         checkpoint.save(target, model, card=card)
+    ranks.wait()
     return target
 
 
@@ -210,6 +225,8 @@ class PretrainTask(Task):
         about = self._settings.model_dump(
             mode="json", include={"seed", "backbone", "coarsening", "noise", "loss", "validation_windows"}
         )
+        start = self._settings.start
+        about |= {"start": Checkpoint.open(start).digest} if start else {}
         return about | {"rollout_steps": self._length - 1, "world": describe_world(self._train.world)}
 
     def _index(self, number: int) -> int:
@@ -250,18 +267,19 @@ def scale_output(backbone: Backbone, factor: Float32[Tensor, "channel 1 1"]) -> 
     backbone.decoder.deconvolution.weight.mul_(factor)
 
 
-def _begun(world: World, settings: PretrainSettings) -> TransferModel:
-    """The model before training: fresh, or that of `start`, predicting tendencies over their std.
+def _begun(world: World, settings: PretrainSettings, source: Checkpoint | None) -> TransferModel:
+    """The model before training: fresh, or that of `source`, predicting tendencies over their std.
 
-    Raises UsageError where the checkpoint is of another architecture, other channels or other statistics.
+    Raises UsageError where the checkpoint is of another architecture, other channels or other statistics, or was
+    trained on what this world holds out for tests.
     """
     shape = _architecture(world, settings)
-    if settings.start is None:
+    if source is None:
         model = build(shape, seed=settings.seed)
         if hasattr(model, "static"):
             model.static = network_static(world, shape.forcings)
         return model
-    source = Checkpoint.open(settings.start)
+    check_unseen(source.card, world)
     own, theirs = world.statistics.normalisation, source.normalisation
     wanted = [
         (source.architecture == shape, f"its architecture is {source.architecture}, not {shape}"),
@@ -273,7 +291,7 @@ def _begun(world: World, settings: PretrainSettings) -> TransferModel:
     ]
     if wrong := [problem for holds, problem in wanted if not holds]:
         raise UsageError(
-            f"training cannot go on from {settings.start}: {'; '.join(wrong)}; a world takes the statistics of a "
+            f"training cannot go on from {source.folder}: {'; '.join(wrong)}; a world takes the statistics of a "
             "checkpoint by `like`"
         )
     model = copy.deepcopy(load_model(source)).train()  # a copy: the weights are mapped from their file
@@ -294,9 +312,11 @@ def _card(
     settings: PretrainSettings,
     shape: Architecture,
     *,
+    start: Checkpoint | None,
     identity: str,
     scores: dict[str, float],
 ) -> ModelCard:
+    periods = [*(trained_on(start.card) if start else []), *training_periods(world)]
     return ModelCard(
         name=settings.name,
         description=settings.description,
@@ -309,7 +329,9 @@ def _card(
         provenance={
             "made by": f"fengwu_ghr {version('fengwu_ghr')}, train pretrain",
             "identity": identity,
+            "base": f"{start.card.name}, {start.digest}" if start else "none",
             "world": json.dumps(describe_world(world)),
+            "trained on": json.dumps(periods),
             "settings": settings.model_dump_json(),
             "persisted channels": ", ".join(world.statistics.persisted) or "none",
             "validation RMSE": ", ".join(f"{name}: {value:.4g}" for name, value in scores.items()),

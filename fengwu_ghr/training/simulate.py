@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
-from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -39,6 +38,7 @@ from fengwu_ghr.training.world import World, chunk_path, coarse_path, new_array,
 from fengwu_ghr.variables import ChannelSet, channel_set
 
 _POLL_SECONDS = 1.0
+_LIBRARIES = ("jcm", "dinosaur")
 _TRAIN_RESTARTS = 5
 """Of so many chunks of training, one keeps its restart."""
 
@@ -86,6 +86,11 @@ class SimulateSettings(Section):
 
     @model_validator(mode="after")
     def _fit_together(self) -> "SimulateSettings":
+        begun = [(member.seed, member.start) for member in self.members]
+        if len(set(begun)) < len(begun):
+            raise ValueError("members need seeds or starts of their own: two of these are the same weather")
+        if self.initial_conditions and "test" not in self.keep_fine:
+            raise ValueError("initial_conditions are made of fine test states: keep_fine must hold test")
         for number, member in enumerate(self.members):
             days = [self.spin_up_days, *(segment.days for segment in member.segments)]
             if any(count % self.chunk_days for count in days):
@@ -162,22 +167,23 @@ def simulate(settings: SimulateSettings, progress: Progress) -> Path:
 def _simulate_missing(settings: SimulateSettings, progress: Progress) -> None:
     # A process that finds nothing to do would still compile the simulator.
     waiting = [number for number in range(len(settings.members)) if not _is_complete(settings, number)]
-    running: list[tuple[BaseProcess, Connection]] = []
+    running: list[_Running] = []
     done = days_done(settings)
     progress.begin("simulate, days", done, settings.days)
     try:
         while waiting or running:
             while waiting and len(running) < settings.workers:
-                running.append(_start(settings, waiting.pop(0)))
+                free = min(set(range(settings.workers)) - {one.core for one in running})
+                running.append(_start(settings, waiting.pop(0), free))
             sleep(_POLL_SECONDS)
-            running = [pair for pair in running if not _ended(*pair)]
+            running = [one for one in running if not one.has_ended()]
             before, done = done, days_done(settings)
             if done > before:
                 progress.stepped(done, {})
     finally:
-        for process, _ in running:
-            process.terminate()
-            process.join()
+        for one in running:
+            one.process.terminate()
+            one.process.join()
 
 
 def days_done(settings: SimulateSettings) -> int:
@@ -240,11 +246,13 @@ def _claim(settings: SimulateSettings) -> None:
         settings.model_dump_json(exclude={"folder", "workers", "keep_fine", "initial_conditions"})
     )
     members = card.pop("members")
-    card |= {"jcm": version("jcm"), "dinosaur": version("dinosaur"), "members": members}
     path = settings.folder / "world.json"
-    if path.exists():
-        old = World.open(settings.folder).made_by
-        before = old.pop("members", [])
+    old = World.open(settings.folder).made_by if path.exists() else {}
+    # A world that is complete is nothing to simulate, and needs no simulator.
+    card |= {key: old.get(key) for key in _LIBRARIES} if old and not missing_chunks(settings) else _versions()
+    card["members"] = members
+    if old:
+        before = old.get("members", [])
         differing = [key for key in card.keys() - {"members"} if old.get(key) != card[key]]
         if any(one != other for one, other in zip(before, members)):
             differing.append("members")
@@ -257,40 +265,52 @@ def _claim(settings: SimulateSettings) -> None:
     replace_file(path, json.dumps(card, indent=1).encode())
 
 
-def world_digest(folder: Path) -> str:
-    """A hash of how the world is made: settings, seeds, versions."""
-    return sha256((folder / "world.json").read_bytes()).hexdigest()
+def _versions() -> dict[str, str]:
+    try:
+        return {name: version(name) for name in _LIBRARIES}
+    except PackageNotFoundError as error:
+        raise UsageError(f"simulating needs {error.name}: pip install 'fengwu_ghr[sim]'") from error
 
 
-def _start(settings: SimulateSettings, number: int) -> tuple[BaseProcess, Connection]:
+def _start(settings: SimulateSettings, number: int, core: int) -> "_Running":
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run_member, args=(settings, number, sender), daemon=True)
+    process = context.Process(target=_run_member, args=(settings, number, core, sender), daemon=True)
     process.start()
     sender.close()
-    return process, receiver
+    return _Running(process, receiver, core)
 
 
-def _ended(process: BaseProcess, errors: Connection) -> bool:
-    if process.is_alive():
-        return False
-    process.join()
-    if errors.poll():
-        try:
-            raise errors.recv()
-        except EOFError:
-            pass
-    if process.exitcode:
-        raise InputError(f"a simulating process ended with code {process.exitcode}; run again to go on")
-    return True
+@dataclass(frozen=True)
+class _Running:
+    """A process that simulates a member, where its error comes out, and which of the cores it has."""
+
+    process: BaseProcess
+    errors: Connection
+    core: int
+
+    def has_ended(self) -> bool:
+        """Raises what made it end."""
+        if self.process.is_alive():
+            return False
+        self.process.join()
+        if self.errors.poll():
+            try:
+                raise self.errors.recv()
+            except EOFError:
+                pass
+        if code := self.process.exitcode:
+            raise InputError(f"a simulating process ended with code {code}; run again to go on")
+        return True
 
 
-def _run_member(settings: SimulateSettings, number: int, errors: Connection) -> None:
+def _run_member(settings: SimulateSettings, number: int, core: int, errors: Connection) -> None:
     """The whole of one process: simulates what is missing of one member; ends when the process that started it does."""
     Thread(target=_follow_parent, daemon=True).start()
     if settings.workers > 1:
         os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[number % len(os.sched_getaffinity(0))]})
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[core % len(cores)]})
     try:
         simulate_member(settings, number)
     except FengwuError as error:
@@ -351,6 +371,30 @@ def _keep(maker: StateMaker, states: Sequence[SimulatedState], path: Path, *, fi
             if write:
                 write(made)
     save_array(coarse_path(path), np.stack(coarse))
+
+
+def complete_world(settings: SimulateSettings, *splits: str) -> World:
+    """The world that was simulated by these settings, these splits of it whole.
+
+    Raises InputError where there is none, or how many chunks are missing.
+    """
+    world = World.open(settings.folder)
+    if missing := missing_chunks(settings, *splits):
+        raise InputError(
+            f"the world in {settings.folder} lacks {missing} of the chunks of {', '.join(splits)} that [simulate] "
+            "describes; run train simulate with this configuration, it goes on where it stopped"
+        )
+    return world
+
+
+def missing_chunks(settings: SimulateSettings, *splits: str) -> int:
+    """Chunks of these splits, of all where none is given, that are not in the folder yet."""
+    return sum(
+        chunk.is_missing(member_folder(settings, number), keep_fine=settings.keep_fine)
+        for number, member in enumerate(settings.members)
+        for chunk in chunks_of(settings, member)
+        if not splits or chunk.split in splits
+    )
 
 
 def _is_complete(settings: SimulateSettings, number: int) -> bool:

@@ -128,7 +128,8 @@ class DownscaledForecast(CoarseForecast):
         self._downscaling = downscaling
 
     def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
-        return (self._downscaling.apply(coarse) for coarse in self.coarse_states(date, steps))
+        for step, coarse in enumerate(self.coarse_states(date, steps), start=1):
+            yield self._downscaling.apply(coarse, self.valid_time(date, step))
 
 
 class TransferredForecast(Source):
@@ -170,9 +171,8 @@ class TransferredForecast(Source):
 class MeanOfNine(TransferredForecast):
     """(c9): the mean of the nine sub-field forecasts, each interpolated to all points, and the fine detail.
 
-    Where sub-fields lie every third point and are interpolated linearly between, their mean is the fine forecast
-    under the weights 1, 2, 3, 2, 1 ninths along both axes. The detail is what the same smoothing takes from the
-    fine normals.
+    Sub-fields lie every third point and are interpolated by cubics between, as (c) is: their mean is the fine
+    forecast under fixed weights along both axes. The detail is what the same smoothing takes from the fine normals.
     """
 
     def __init__(
@@ -193,16 +193,15 @@ class MeanOfNine(TransferredForecast):
         self, state: Float32[np.ndarray, "channel row column"]
     ) -> Float32[np.ndarray, "channel row column"]:
         """The mean of the nine at every point, over the poles and around the circle."""
-        padded = self._with_rows_beyond(state)
-        rows = sum(w * padded[:, i : i + state.shape[1]] for i, w in enumerate(_TRIANGLE))
-        return sum(w * np.roll(rows, 2 - i, axis=2) for i, w in enumerate(_TRIANGLE))  # type: ignore[return-value]
+        padded, rows = self._with_rows_beyond(state), state.shape[1]
+        mixed = sum(w * padded[:, _REACH + d : _REACH + d + rows] for d, w in _MEAN_OF_CUBICS.items())
+        return sum(w * np.roll(mixed, -d, axis=2) for d, w in _MEAN_OF_CUBICS.items())  # type: ignore[return-value]
 
     def _with_rows_beyond(self, state: np.ndarray) -> np.ndarray:
-        """Two rows more at each end; row -1 - i of the pole-to-pole rows is row 1 + i half a turn away."""
-        # The network grid's outermost rows lie beyond the poles already: rows 0 and 2 mirror each other.
+        """Five rows more at each end; row 1 - i of the network grid is row 1 + i half a turn away."""
         half, turned = state.shape[2] // 2, self._sign[:, None, None]
-        north = np.roll(state[:, [4, 3]], half, axis=2) * turned
-        south = np.roll(state[:, [-4, -5]], half, axis=2) * turned
+        north = np.roll(state[:, _REACH + 2 : 2 : -1], half, axis=2) * turned
+        south = np.roll(state[:, -4 : -_REACH - 4 : -1], half, axis=2) * turned
         return np.concatenate([north, state, south], axis=1)
 
     @lru_cache(maxsize=16)  # noqa: B019  # lives as long as its source
@@ -213,7 +212,13 @@ class MeanOfNine(TransferredForecast):
         return fine - self.product(self.smoothed(network))
 
 
-_TRIANGLE = tuple(np.float32(w / 9) for w in (1, 2, 3, 2, 1))
+_REACH = 5
+# Lagrange's cubic a third of the way between two points is -5, 60, 30, -4 over 81 of the four around; a third of each
+# of the three cases: at the point itself, and a third of the way from either side.
+_MEAN_OF_CUBICS = {
+    d: np.float32(w / 243)
+    for d, w in {0: 81, 1: 60, -1: 60, 2: 30, -2: 30, 4: -5, -4: -5, 5: -4, -5: -4}.items()
+}
 
 
 class NumericalForecast(Source):

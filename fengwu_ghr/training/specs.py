@@ -73,10 +73,9 @@ class SourceSpec:
                 return sources.MeanOfNine(world, checkpoint, normals, precision=self.precision)
             case "transferred", Path() as checkpoint, _:
                 return sources.TransferredForecast(world, checkpoint, precision=self.precision)
-            case "downscaled", Path() as checkpoint, _ if self.downscaling:
-                return sources.DownscaledForecast(
-                    world, checkpoint, Downscaling.load(self.downscaling, world)
-                )
+            case "downscaled", Path() as checkpoint, Normals() if self.downscaling:
+                downscaling = Downscaling.load(self.downscaling, world, normals)
+                return sources.DownscaledForecast(world, checkpoint, downscaling)
             case "numerical", _, _:
                 reference = ReferenceForecasts(world, truncation=self.truncation)
                 return sources.NumericalForecast(world, reference, bias=self.bias)

@@ -1,15 +1,13 @@
-"""Tables of sums of one source of forecasts, and the channels that every report begins with."""
+"""Tables of sums of one source of forecasts."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from fengwu_ghr.training.world import World
-from fengwu_ghr.verify.statistics import DatedSums
-
-HEADLINE = ("z500", "t850", "u850", "v850", "q700", "2t", "10u", "10v", "msl")
-"""The channels of the headline table, of spectra and of truncated scores."""
+from fengwu_ghr.variables import HEADLINE
+from fengwu_ghr.verify.statistics import DatedSums, Start
 
 
 @dataclass(eq=False)
@@ -36,7 +34,11 @@ class Tables:
         paths = {kind: folder / f"{kind}.npz" for kind in cls.KINDS}
         found = {k: DatedSums.load(path) if path.exists() else empty[k] for k, path in paths.items()}
         done = set(found["everywhere"].starts)
-        return cls(**{kind: found[kind].only(done) for kind in cls.KINDS})
+        return cls(**found).only(done)
+
+    def only(self, starts: Collection[Start]) -> "Tables":
+        """Those of these starts alone."""
+        return Tables(**{kind: getattr(self, kind).only(starts) for kind in self.KINDS})
 
     def save(self, folder: Path) -> None:
         # The table that says which dates are done is written last: a date that was being written is not in it.

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from fengwu_ghr.training.tables import HEADLINE, Tables
+from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.world import World
-from fengwu_ghr.variables import STANDARD_GRAVITY, ChannelSet
+from fengwu_ghr.variables import HEADLINE, STANDARD_GRAVITY, ChannelSet
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.spectra import coherence, effective_wavenumber, power_ratio
 from fengwu_ghr.verify.statistics import DatedSums, Sums, paired
@@ -138,9 +138,13 @@ def _rmse(dated: Sums) -> Float64[np.ndarray, "lead channel"]:
 
 
 def resolved_channels(channels: ChannelSet, sigma: Sequence[float]) -> Bool[np.ndarray, " channel"]:
-    """Whether a channel is near the surface or on the pressure level next to one of the simulator's levels."""
-    levels = sorted({c.level for c in channels.channels if c.level is not None})
-    nearest = {min(levels, key=lambda level: abs(level - 1013.25 * s)) for s in sigma}
+    """Whether a channel is near the surface or on the pressure level next to one of the simulator's levels.
+
+    A level below the lowest of the simulator's is extrapolated: it is next to none.
+    """
+    pressures = [1013.25 * s for s in sigma]
+    levels = sorted({c.level for c in channels.channels if c.level is not None and c.level <= max(pressures)})
+    nearest = {min(levels, key=lambda level: abs(level - pressure)) for pressure in pressures}
     return np.array([c.level is None or c.level in nearest for c in channels.channels])
 
 
@@ -186,7 +190,7 @@ def spectra_table(tables: Mapping[str, Tables], titles: Mapping[str, str]) -> It
             degrees = ratio.shape[-1]  # 2 L columns: a wave of g grid lengths has wavenumber 2 L / g
             for row, name in enumerate(HEADLINE):
                 effective = effective_wavenumber(ratio[row], coherent[row])
-                at = (_smoothed(ratio[row], 2 * degrees // lengths) for lengths in (8, 4))
+                at = (smoothed_ratio(ratio[row], 2 * degrees // lengths) for lengths in (8, 4))
                 hours = lead.total_seconds() / 3600
                 yield (
                     f"| {name} | {titles[source]} | {hours:g} h | {effective} | "
@@ -195,7 +199,7 @@ def spectra_table(tables: Mapping[str, Tables], titles: Mapping[str, str]) -> It
                 )
 
 
-def _smoothed(ratio: Float64[np.ndarray, " wavenumber"], wavenumber: int) -> float:
+def smoothed_ratio(ratio: Float64[np.ndarray, " wavenumber"], wavenumber: int) -> float:
     """The geometric mean over the neighbouring wavenumbers: one wavenumber alone is noise."""
     around = ratio[max(1, wavenumber - 2) : wavenumber + 3]
     return float(np.exp(np.log(around).mean()))

@@ -147,11 +147,26 @@ class World:
 
     @cached_property
     def statistics(self) -> WorldStatistics:
-        """Of the training series; computed once and kept in statistics.json."""
+        """Of the training series; kept in statistics.json, and measured anew where there are more states since.
+
+        Raises InputError where they are of other channels, or were adopted and there are more states since.
+        """
         path = self.folder / "statistics.json"
-        if not path.exists():
+        if not path.exists() or self._has_grown_since(path):
             replace_file(path, json.dumps(_measure(self), indent=1).encode())
         return _read_statistics(path, self.channels)
+
+    def _has_grown_since(self, path: Path) -> bool:
+        """Whether there are more training states than these statistics are of."""
+        content = _statistics_in(path)
+        states = sum(map(len, self.series("train"))) if "train" in self.splits else 0
+        has_grown = states > content.get("states", states)
+        if has_grown and "source" in content:
+            raise InputError(
+                f"{path} was adopted when the world had {content['states']} training states, it has {states} now; "
+                "remove it, and it is adopted again"
+            )
+        return has_grown
 
     def adopt_statistics(
         self, normalisation: Normalisation, persisted: Sequence[str], *, source: str
@@ -162,7 +177,7 @@ class World:
         """
         path = self.folder / "statistics.json"
         if path.exists():
-            if json.loads(path.read_text(encoding="utf-8")).get("source") != source:
+            if _statistics_in(path).get("source") != source:
                 raise UsageError(
                     f"{path} holds other statistics than those of {source}; remove it to take these"
                 )
@@ -196,16 +211,15 @@ class World:
 
     def _check_shape(self, path: Path, grid: LatLonGrid, *, states: int) -> None:
         wanted = (states, len(self.channels), *grid.shape)
-        if _mapped(path).shape != wanted:
+        if (shape := _shape(path)) != wanted:
             raise InputError(
-                f"{path} must hold an array of shape {wanted}, it has {_mapped(path).shape}; "
-                "remove it and simulate again"
+                f"{path} must hold an array of shape {wanted}, it has {shape}; remove it and simulate again"
             )
 
 
 def _length(chunk: Path) -> int:
     """States in a chunk."""
-    return int(_mapped(coarse_path(chunk)).shape[0])
+    return _shape(coarse_path(chunk))[0]
 
 
 def _number(member: Path) -> int:
@@ -275,7 +289,13 @@ def _unbroken(chunks: Sequence[Path]) -> Iterator[list[Path]]:
         yield run
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=65536)
+def _shape(path: Path) -> tuple[int, ...]:
+    return tuple(_read_array(path, mapped=True).shape)
+
+
+# Each map holds an open file, of which a process may have a thousand: years of chunks are more.
+@lru_cache(maxsize=128)
 def _mapped(path: Path) -> Float32[np.ndarray, "time channel lat lon"]:
     return _read_array(path, mapped=True)
 
@@ -283,8 +303,12 @@ def _mapped(path: Path) -> Float32[np.ndarray, "time channel lat lon"]:
 def _read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read ({error}); remove it and simulate again") from error
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror or error}; simulate on, or see to it"
+        ) from error
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is no array ({error}); remove it and simulate again") from error
 
 
 def _measure(world: World) -> dict[str, Any]:
@@ -338,15 +362,25 @@ def _mean_and_std(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 
-def _read_statistics(path: Path, channels: ChannelSet) -> WorldStatistics:
+def _statistics_in(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        return dict(content)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} does not hold statistics ({error!r}); remove it, it is made again"
+        ) from error
+
+
+def _read_statistics(path: Path, channels: ChannelSet) -> WorldStatistics:
+    content = _statistics_in(path)
+    try:
         mean, std, tendency = (
             np.array([content[key][name] for name in channels.names], np.float32)
             for key in ("mean", "std", "tendency_std")
         )
         return WorldStatistics(Normalisation(mean, std), tendency, tuple(content["persisted"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} does not hold statistics of {channels.name} ({error!r}); remove it, it is made again"
         ) from error
