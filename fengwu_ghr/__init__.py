@@ -74,7 +74,8 @@ Read the package in the order of this list: a module uses only modules above it.
     training.simulator    jcm with SPEEDY physics, from restart to restart
     training.world        a simulated world on disk: series of states, and their statistics
     training.identity     what decides a result of training, and whether it is the one that is there
-    training.simulate     makes one: members, splits, chunks; resumable
+    training.members      what it is to hold: members, segments, chunks; how far they have come
+    training.simulate     makes it, each member in a process of its own; resumable
     training.reference    the simulator's own forecasts: the numerical baseline, the twin, analyses as GRIB
     training.normals      the climatology of a world's training years; the fine detail it holds
     training.dataset      windows of normalised states, and the order in which they are drawn

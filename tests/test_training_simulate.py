@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
+from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,19 +30,19 @@ from fengwu_ghr.grid import LatLonGrid, product_grid, regular_gaussian_grid
 from fengwu_ghr.training import reference
 from fengwu_ghr.training import simulate as module
 from fengwu_ghr.training.levels import DRY_AIR, SigmaColumns
-from fengwu_ghr.training.progress import Progress, Silence
-from fengwu_ghr.training.reference import ReferenceForecasts, restart_indices, write_initial_conditions
-from fengwu_ghr.training.simulate import (
+from fengwu_ghr.training.members import (
     Chunk,
     Member,
     SimulateSettings,
     chunks_of,
+    complete_world,
     days_done,
     member_folder,
     restart_path,
-    simulate,
-    simulate_member,
 )
+from fengwu_ghr.training.progress import Progress, Silence
+from fengwu_ghr.training.reference import ReferenceForecasts, restart_indices, write_initial_conditions
+from fengwu_ghr.training.simulate import simulate, simulate_member
 from fengwu_ghr.training.simulator import SimulatedState, Simulator
 from fengwu_ghr.training.world import World, coarse_path
 
@@ -198,16 +199,17 @@ def test_a_damaged_card_is_an_error(tmp_path: Path) -> None:
 # Processes. These functions stand for one, and are found by name in the child.
 
 
-def finish(chosen: SimulateSettings, number: int, errors: Connection) -> None:
+def finish(chosen: SimulateSettings, number: int, core: int, errors: Connection) -> None:
     folder = member_folder(chosen, number)
     folder.mkdir()
+    (folder / "core").write_text(str(core))
     for chunk in chunks_of(chosen, chosen.members[number]):
         for path in (chunk.path(folder), coarse_path(chunk.path(folder))):
             path.touch()
         restart_path(folder, chunk.first + timedelta(days=chosen.chunk_days)).touch()
 
 
-def fail_beside_another(chosen: SimulateSettings, number: int, errors: Connection) -> None:
+def fail_beside_another(chosen: SimulateSettings, number: int, core: int, errors: Connection) -> None:
     if number == 1:
         (chosen.folder / "child").write_text(str(os.getpid()))
         time.sleep(60)
@@ -216,7 +218,7 @@ def fail_beside_another(chosen: SimulateSettings, number: int, errors: Connectio
     errors.send(InputError("the simulation has become unstable"))
 
 
-def vanish(chosen: SimulateSettings, number: int, errors: Connection) -> None:
+def vanish(chosen: SimulateSettings, number: int, core: int, errors: Connection) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -234,6 +236,50 @@ def test_members_run_as_processes_and_progress_counts_days(tmp_path: Path, quick
     assert heard.begun == [("simulate, days", 0, 18)]
     assert heard.steps == sorted(set(heard.steps))
     assert heard.steps[-1] == days_done(chosen) == 18
+    assert {(member_folder(chosen, n) / "core").read_text() for n in (0, 1)} == {"0", "1"}
+
+
+def test_a_world_is_whole_when_no_chunk_of_a_split_is_missing(tmp_path: Path) -> None:
+    chosen = settings(tmp_path, ("train", 6), ("discard", 30), ("test", 3))
+    module._claim(chosen)
+    folder = member_folder(chosen, 0)
+    folder.mkdir()
+    train, later, test = (
+        c.path(folder) for c in chunks_of(chosen, chosen.members[0]) if c.split != "discard"
+    )
+    for path in (train, coarse_path(train), coarse_path(later)):
+        path.touch()
+    with pytest.raises(InputError, match="lacks 1 of the chunks of train, validation that"):
+        complete_world(chosen, "train", "validation")
+    without_fine = chosen.model_copy(update={"keep_fine": ("test",)})
+    assert complete_world(without_fine, "train").folder == tmp_path
+    with pytest.raises(InputError, match="lacks 1 of the chunks of test"):
+        complete_world(without_fine, "test")
+    assert not test.exists()
+
+
+def test_settings_that_repeat_the_weather_are_refused(tmp_path: Path) -> None:
+    twins = [
+        {"seed": 1, "start": START, "segments": [{"split": split, "days": 3}]} for split in ("train", "test")
+    ]
+    with pytest.raises(ValidationError, match="seeds or starts of their own"):
+        SimulateSettings.model_validate({"folder": tmp_path, "members": twins})
+    with pytest.raises(ValidationError, match="keep_fine must hold test"):
+        settings(tmp_path, keep_fine=("train",))
+
+
+def test_a_complete_world_needs_no_simulator(tmp_path: Path, quick: pytest.MonkeyPatch) -> None:
+    quick.setattr(module, "_run_member", finish)
+    chosen = settings(tmp_path, ("train", 3))
+    simulate(chosen, Silence())
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    quick.setattr(module, "version", missing)
+    assert simulate(chosen, Silence()) == tmp_path
+    with pytest.raises(UsageError, match=r"simulating needs jcm: pip install 'fengwu_ghr\[sim\]'"):
+        simulate(settings(tmp_path, ("train", 3), members=2), Silence())
 
 
 def test_an_error_in_a_process_is_raised_and_the_others_end(
@@ -695,7 +741,8 @@ def test_killed_processes_resume_to_the_same_bytes(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from fengwu_ghr.training.progress import Silence
-from fengwu_ghr.training.simulate import SimulateSettings, simulate
+from fengwu_ghr.training.members import SimulateSettings
+from fengwu_ghr.training.simulate import simulate
 if __name__ == "__main__":
     members = [{"seed": s, "start": "2000-01-01", "segments": [{"split": "train", "days": 9}]} for s in (1, 2)]
     simulate(SimulateSettings(folder=sys.argv[1], truncation=21, time_steps=(60,), spin_up_days=1, chunk_days=1,

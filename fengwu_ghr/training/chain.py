@@ -19,11 +19,12 @@ from fengwu_ghr.training.adapt import adapt
 from fengwu_ghr.training.downscale import DownscaleSettings, train_downscaling
 from fengwu_ghr.training.evidence import EvidenceSettings, baseline_bias, score
 from fengwu_ghr.training.identity import check_unseen
+from fengwu_ghr.training.members import SimulateSettings, complete_world
 from fengwu_ghr.training.normals import Normals
 from fengwu_ghr.training.pretrain import PretrainSettings, pretrain
 from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.reference import write_initial_conditions
-from fengwu_ghr.training.simulate import SimulateSettings, complete_world, simulate
+from fengwu_ghr.training.simulate import simulate
 from fengwu_ghr.training.specs import Kind, SourceSpec
 from fengwu_ghr.training.stage import AdaptStage
 from fengwu_ghr.training.tables import Tables

@@ -18,8 +18,9 @@ from jaxtyping import Float32
 from fengwu_ghr.durable import make_folder, writing
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.grib.encode import GribEncoder, write_messages
+from fengwu_ghr.training.members import Member, restart_path
 from fengwu_ghr.training.progress import Progress
-from fengwu_ghr.training.simulate import Member, StateMaker, restart_path
+from fengwu_ghr.training.simulate import StateMaker
 from fengwu_ghr.training.simulator import Simulator
 from fengwu_ghr.training.world import Series, World
 
