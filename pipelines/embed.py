@@ -28,20 +28,24 @@ DAYS = 10
 
 def embed(settings: ChainSettings, *, split: str, name: str) -> list[Path]:
     """The embedded files, as they now are. Raises InputError where no series of the split is long enough."""
-    model = embed_model(settings.model(settings.seeds[0], name))
     world = World.open(settings.simulate.folder)
     series, index = _initial(world, split)
+    model = embed_model(settings.model(settings.seeds[0], name), split=split)
     demo.ANALYSIS.parent.mkdir(exist_ok=True)
     write_analysis(world, series.fine(index), series.times[index], demo.ANALYSIS)
     write_truth(world, series, index, demo.TRUTH)
     return [model, demo.ANALYSIS, demo.TRUTH]
 
 
-def embed_model(source: Path) -> Path:
-    """The checkpoint lies in the package under the name of the demonstration's model."""
+def embed_model(source: Path, *, split: str) -> Path:
+    """The checkpoint lies in the package under the name of the demonstration's model.
+
+    Its card says from which split of its world the embedded analysis comes.
+    """
     found, target = checkpoint.Checkpoint.open(source), packaged_folder() / demo.MODEL
     model = checkpoint.load_model(found, dtype=torch.bfloat16)
-    card = found.card.model_copy(update={"name": demo.MODEL})
+    provenance = found.card.provenance | {"analysis": split}
+    card = found.card.model_copy(update={"name": demo.MODEL, "provenance": provenance})
     if target.exists():
         shutil.rmtree(target)
     checkpoint.save(target, model, card=card)

@@ -1,6 +1,7 @@
 """The demonstration: the embedded world is whole, its forecast beats persistence, and embedding is repeatable."""
 
-from datetime import timedelta
+import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from fengwu_ghr.checkpoint import Checkpoint
 from fengwu_ghr.forecast import run_forecast
 from fengwu_ghr.grib.decode import plan_analysis, read_analysis
 from fengwu_ghr.variables import HEADLINE, channel, channel_set
+
+SMOKE = Path(__file__).parents[1] / "configs" / "transfer_smoke.toml"
 
 
 class Silent:
@@ -52,7 +55,7 @@ def test_embedding_writes_what_the_demonstration_reads(
     series = world.series("train")[0]
     monkeypatch.setattr(embed, "packaged_folder", lambda: tmp_path / "models")
     for _ in range(2):
-        made = embed.embed_model(resolve_model(demo.MODEL))
+        made = embed.embed_model(resolve_model(demo.MODEL), split="test")
     embed.write_truth(world, series, 3, tmp_path / "truth.grib2")
     assert Checkpoint.open(made).architecture == Checkpoint.open(resolve_model(demo.MODEL)).architecture
     for day in (1, 10):
@@ -62,3 +65,24 @@ def test_embedding_writes_what_the_demonstration_reads(
         )
         real = series.fine(3 + 4 * day)[world.channels.names.index("z500")]
         np.testing.assert_allclose(found.fields[channel("z500")].values, real, atol=np.ptp(real) / 2**15)
+
+
+def test_the_command_embeds_what_a_chain_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines import embed
+
+    world = tiny_world(tmp_path / "world", days=3)
+    shutil.copytree(resolve_model(demo.MODEL), tmp_path / "chain" / "seed-0" / "smoke" / "model")
+    monkeypatch.setattr(embed, "packaged_folder", lambda: tmp_path / "models")
+    monkeypatch.setattr(demo, "ANALYSIS", tmp_path / "embedded" / "analysis.grib2")
+    monkeypatch.setattr(demo, "TRUTH", tmp_path / "embedded" / "truth.grib2")
+    asked = [str(SMOKE), f"folder={tmp_path / 'chain'}", f"simulate.folder={world.folder}"]
+    assert embed.main(asked) == 3
+    assert "no test series of" in capsys.readouterr().err
+    monkeypatch.setattr(embed, "DAYS", 1)
+    assert embed.main([*asked, "--split", "validation"]) == 0
+    found = read_analysis(plan_analysis([demo.ANALYSIS], world.channels.channels))
+    assert found.valid_time == datetime(2000, 3, 2)
+    assert verify_model(str(tmp_path / "models" / demo.MODEL)).card.name == demo.MODEL
+    assert Checkpoint.open(tmp_path / "models" / demo.MODEL).card.provenance["analysis"] == "validation"

@@ -334,7 +334,7 @@ def test_the_backbone_may_follow_at_a_small_rate(world: World, base: Path, tmp_p
 
 
 def test_phases_follow_each_other(world: World, base: Path, tmp_path: Path) -> None:
-    """The second phase starts with what the first left; its rollouts cost more than single steps."""
+    """The second phase starts with what the first left."""
     stage = RES | {"phases": [{}, {"rollout_steps": 2, "samples": 1, "learning_rate": 1e-9}]}
     made = run(world, stage, base, tmp_path)
     first, second = (load_file(tmp_path / f"phase-{n}" / "state.safetensors") for n in (1, 2))

@@ -29,7 +29,7 @@ from fengwu_ghr.grib.encode import packing_bound
 from fengwu_ghr.grid import LatLonGrid, product_grid, regular_gaussian_grid
 from fengwu_ghr.training import reference
 from fengwu_ghr.training import simulate as module
-from fengwu_ghr.training.levels import DRY_AIR, SigmaColumns
+from fengwu_ghr.training.levels import DRY_AIR, SIGMA, SigmaColumns
 from fengwu_ghr.training.members import (
     Chunk,
     Member,
@@ -375,6 +375,10 @@ def simulator(module_patch: pytest.MonkeyPatch) -> Simulator:
     made = reference._simulator(21, (60,), START)
     module_patch.setattr(module, "Simulator", lambda **how: reference._simulator(*how.values()))
     return made
+
+
+def test_its_levels_are_known_without_it(simulator: Simulator) -> None:
+    np.testing.assert_allclose(simulator.sigma, SIGMA, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from worlds import tiny_world
 from fengwu_ghr.config import read_settings
 from fengwu_ghr.training import pictures
 from fengwu_ghr.training.chain import ChainSettings
+from fengwu_ghr.training.levels import SIGMA
 from fengwu_ghr.training.report import Report
 from fengwu_ghr.training.specs import SourceSpec
 from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.verdict import (
-    SIGMA,
     Comparison,
     against_all,
     display_factor,

@@ -17,6 +17,9 @@ LAPSE_RATE = 0.0065
 DRY_AIR = 2 / 7 * 1004.64
 """Gas constant of dry air, J kg-1 K-1, from the kappa and the heat capacity that the simulator computes with."""
 
+SIGMA = (0.025, 0.095, 0.2, 0.34, 0.51, 0.685, 0.835, 0.95)
+"""The levels of the simulator, pressure over surface pressure, top to bottom."""
+
 _EXPONENT = LAPSE_RATE * DRY_AIR / STANDARD_GRAVITY
 
 

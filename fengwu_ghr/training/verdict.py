@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from fengwu_ghr.training.levels import SIGMA
 from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.world import World
 from fengwu_ghr.variables import HEADLINE, STANDARD_GRAVITY, ChannelSet
@@ -26,8 +27,6 @@ BLOCK_DATES = 5
 """Dates resampled together for intervals: with dates three days apart, half a month."""
 SAMPLES = 500
 """Of dates, for intervals."""
-SIGMA = (0.025, 0.095, 0.2, 0.34, 0.51, 0.685, 0.835, 0.95)
-"""The levels of the simulator, pressure over surface pressure."""
 SCORES = {"RMSE": metrics.rmse, "ACC": metrics.acc, "activity": metrics.activity_ratio}
 """What the headline table shows of each channel."""
 
