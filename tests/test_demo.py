@@ -11,9 +11,12 @@ from worlds import tiny_world
 from fengwu_ghr import demo
 from fengwu_ghr.catalogue import resolve_model, verify_model
 from fengwu_ghr.checkpoint import Checkpoint
+from fengwu_ghr.config import InputSection
 from fengwu_ghr.forecast import run_forecast
 from fengwu_ghr.grib.decode import plan_analysis, read_analysis
-from fengwu_ghr.variables import HEADLINE, channel, channel_set
+from fengwu_ghr.grid import product_grid
+from fengwu_ghr.store import open_run
+from fengwu_ghr.variables import HEADLINE, STANDARD_GRAVITY, channel, channel_set
 
 SMOKE = Path(__file__).parents[1] / "configs" / "transfer_smoke.toml"
 
@@ -86,3 +89,21 @@ def test_the_command_embeds_what_a_chain_made(
     assert found.valid_time == datetime(2000, 3, 2)
     assert verify_model(str(tmp_path / "models" / demo.MODEL)).card.name == demo.MODEL
     assert Checkpoint.open(tmp_path / "models" / demo.MODEL).card.provenance["analysis"] == "validation"
+
+
+@pytest.mark.slow
+def test_ten_days_from_a_real_analysis_stay_finite_and_on_earth(data_dir: Path, tmp_path: Path) -> None:
+    """The model knows a simulated world only: nothing is said of skill."""
+    real = data_dir / "gfs_2p5_26lev" / "gfs.t12z.pgrbf120.2p5deg.grib2"
+    config = demo.demo_config(tmp_path).model_copy(update={"input": InputSection(files=(real,))})
+    result = run_forecast(config, reporter=Silent())
+    run = open_run(result.store).isel(time=0)
+    assert run.sizes["prediction_timedelta"] == 41
+    for name in run.data_vars:
+        assert bool(np.isfinite(run[name]).all()), name
+    areas = product_grid(20).cell_areas()
+    height = run["z"].sel(level=500) / STANDARD_GRAVITY
+    means = (height * areas).sum(("latitude", "longitude")).values
+    assert np.abs(means - means[0]).max() < 100
+    assert 4000 < float(height.min()) < float(height.max()) < 6400
+    assert float(np.abs(run["u"]).max()) < 150
