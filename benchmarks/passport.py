@@ -1,13 +1,13 @@
 """What a number is worth nothing without: machine, versions, grid, date and the command that made it."""
 
-import os
 import platform
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from fengwu_ghr.machine import describe_machine
 
 LIBRARIES = ("fengwu_ghr", "numpy", "torch", "eccodes", "zarr", "tensorstore", "xarray")
 
@@ -15,7 +15,7 @@ LIBRARIES = ("fengwu_ghr", "numpy", "torch", "eccodes", "zarr", "tensorstore", "
 def passport(*, grid: str = "") -> str:
     """Markdown lines that say on what, with what, when and how the table above them was measured."""
     lines = {
-        "Machine": f"{_processor()}, {_cores()} cores, {_memory_gib():.0f} GiB, {platform.system()}",
+        "Machine": describe_machine(),
         "Versions": f"Python {platform.python_version()}, {', '.join(_versions())}",
         "Grid": grid,
         "Date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -42,23 +42,6 @@ def _command() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"-m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
     return " ".join(["python", program, *sys.argv[1:]])
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory_gib() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def _versions() -> list[str]:

@@ -31,6 +31,7 @@ from fengwu_ghr.export import check_netcdf
 from fengwu_ghr.grib.decode import AnalysisPlan, plan_analysis
 from fengwu_ghr.grib.encode import check_templates
 from fengwu_ghr.grid import LatLonGrid
+from fengwu_ghr.machine import usable_cores
 from fengwu_ghr.store import StorePlan
 from fengwu_ghr.target import is_store
 from fengwu_ghr.variables import Channel, variable
@@ -349,11 +350,6 @@ def _existing(target: Path) -> Path:
     """The nearest of the target and the folders above it that is there."""
     path = target.absolute()
     return next(p for p in (path, *path.parents) if p.exists())
-
-
-def usable_cores() -> int:
-    """Cores this process may use, which a batch system may have limited."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes(path: Path) -> int:

@@ -1,6 +1,5 @@
 """The report of the evidence: provenance, shares, aims and what came, scores, spectra; Markdown and pictures."""
 
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -8,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fengwu_ghr.durable import replace_file, writing
+from fengwu_ghr.machine import describe_machine
 from fengwu_ghr.training.aims import Aim, headline_aims, sharp_aims
 from fengwu_ghr.training.chain import ChainSettings
 from fengwu_ghr.training.pictures import draw_pictures
@@ -110,7 +110,7 @@ class Report:
             f"{evidence.precision}, all else float32",
             "seeds": ", ".join(map(str, self.settings.seeds)),
             "persisted, in no share": ", ".join(self.world.statistics.persisted) or "none",
-            "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",
+            "machine": describe_machine(),
             "command": f"`{self.command}`",
             "date": f"{date.today():%Y-%m-%d}",
         }
