@@ -17,7 +17,7 @@ from fengwu_ghr import checkpoint, console, demo
 from fengwu_ghr.catalogue import packaged_folder
 from fengwu_ghr.config import read_settings
 from fengwu_ghr.errors import FengwuError, InputError
-from fengwu_ghr.grib.encode import GribEncoder, write_messages
+from fengwu_ghr.grib.encode import GribEncoder, index_path, write_messages
 from fengwu_ghr.training.chain import ChainSettings
 from fengwu_ghr.training.reference import write_analysis
 from fengwu_ghr.training.world import STEP, Series, World
@@ -34,6 +34,8 @@ def embed(settings: ChainSettings, *, split: str, name: str) -> list[Path]:
     demo.ANALYSIS.parent.mkdir(exist_ok=True)
     write_analysis(world, series.fine(index), series.times[index], demo.ANALYSIS)
     write_truth(world, series, index, demo.TRUTH)
+    for path in (demo.ANALYSIS, demo.TRUTH):
+        index_path(path).unlink()  # nobody in the package reads them
     return [model, demo.ANALYSIS, demo.TRUTH]
 
 
