@@ -230,7 +230,10 @@ def test_training_says_what_is_wrong_with_its_settings(name: str, tmp_path: Path
         ([tmp_path / "absent.toml"], "absent.toml cannot be read"),
         ([broken], "pretrain.nois"),
         ([SMOKE, "pretrain.train.bach=2"], "pretrain.train.bach"),
-        ([SMOKE, "headline=nobody"], "headline must be one of smoke-res, smoke, smoke-sharp; got 'nobody'"),
+        (
+            [SMOKE, "headline=nobody"],
+            "headline must be one of smoke-res, smoke, smoke-sharp, zero-shot; got 'nobody'",
+        ),
         ([SMOKE, "batch"], "an override is written section.key=value"),
     ):
         result = call("train", name, *arguments)
