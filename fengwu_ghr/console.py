@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fengwu_ghr.errors import FengwuError
+from fengwu_ghr.variables import reading_units
 
 if TYPE_CHECKING:
     from fengwu_ghr.demo import Score
@@ -49,8 +50,9 @@ def show_scores(scores: "Sequence[Score]") -> None:
     leads = sorted({score.lead for score in scores})
     rows: dict[str, list[str]] = {}
     for score in scores:
-        cell = f"{score.forecast:.3g} ({score.persistence:.3g})"
-        rows.setdefault(f"{score.channel} [{score.unit}]", []).append(cell)
+        unit, factor = reading_units(score.channel)
+        cell = f"{factor * score.forecast:.3g} ({factor * score.persistence:.3g})"
+        rows.setdefault(f"{score.channel} [{unit}]", []).append(cell)
     columns = ["channel", *(f"day {lead / timedelta(days=1):g}" for lead in leads)]
     title = "RMSE against the truth, and (persistence's)"
     show_table(title, columns, [[name, *cells] for name, cells in rows.items()])

@@ -31,7 +31,6 @@ class Score:
     """The RMSE of one channel at one lead, in registry units, of the forecast and of persistence."""
 
     channel: str
-    unit: str
     lead: timedelta
     forecast: float
     persistence: float
@@ -89,4 +88,4 @@ def _scores(ours: DatedSums, persistence: DatedSums) -> Iterator[Score]:
     for row, name in enumerate(HEADLINE):
         for column, lead in enumerate(ours.leads):
             values = (float(rmse[column, row]) for rmse in pair)
-            yield Score(name, channel(name).definition.units, lead, *values)
+            yield Score(name, lead, *values)

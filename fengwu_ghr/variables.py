@@ -280,7 +280,19 @@ _DEFINITIONS = (
 )  # fmt: skip
 
 VARIABLES: dict[str, Variable] = {variable.name: variable for variable in _DEFINITIONS}
+_READ_IN = {
+    "z": ("m", 1 / STANDARD_GRAVITY),
+    "q": ("g kg-1", 1000.0),
+    "msl": ("hPa", 0.01),
+    "sp": ("hPa", 0.01),
+}
 _ALIASES = {alias: v.name for v in _DEFINITIONS for alias in v.aliases}
+
+
+def reading_units(name: str) -> tuple[str, float]:
+    """The units in which people read errors of this channel, and the factor to them from those of the registry."""
+    definition = channel(name).definition
+    return _READ_IN.get(definition.name, (definition.units, 1.0))
 
 
 def variable(name: str) -> Variable:

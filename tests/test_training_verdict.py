@@ -18,14 +18,13 @@ from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.verdict import (
     Comparison,
     against_all,
-    display_factor,
     headline_table,
     resolved_channels,
     spectra_table,
     truncated_table,
 )
 from fengwu_ghr.training.world import World
-from fengwu_ghr.variables import HEADLINE, channel_set
+from fengwu_ghr.variables import HEADLINE, channel_set, reading_units
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.spectra import POWERS
 from fengwu_ghr.verify.statistics import ANOMALIES, ERRORS, DatedSums, Sums
@@ -210,9 +209,9 @@ def test_the_headline_shows_the_scores_of_the_metrics() -> None:
 
 
 def test_units_are_those_of_forecasters() -> None:
-    assert [display_factor(name) for name in ("2t", "10u", "u50", "t850")] == [1, 1, 1, 1]
-    assert display_factor("z50") == pytest.approx(1 / 9.80665)
-    assert (display_factor("q1000"), display_factor("msl")) == (1000, 0.01)
+    assert [reading_units(name)[1] for name in ("2t", "10u", "u50", "t850")] == [1, 1, 1, 1]
+    assert reading_units("z50")[1] == pytest.approx(1 / 9.80665)
+    assert (reading_units("q1000"), reading_units("msl")) == (("g kg-1", 1000), ("hPa", 0.01))
 
 
 def test_spectra_are_read_at_grid_lengths() -> None:

@@ -7,8 +7,8 @@ from datetime import timedelta
 import numpy as np
 
 from fengwu_ghr.training.tables import Tables
-from fengwu_ghr.training.verdict import Comparison, display_factor, smoothed_ratio
-from fengwu_ghr.variables import HEADLINE
+from fengwu_ghr.training.verdict import Comparison, smoothed_ratio
+from fengwu_ghr.variables import HEADLINE, reading_units
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.spectra import power_ratio
 
@@ -78,7 +78,7 @@ def _soundness(ours: Tables) -> Iterator[Aim]:
     sums, last = ours.everywhere.stacked(), ours.everywhere.leads[-1]
     finite = bool(np.isfinite(metrics.rmse(sums)).all())
     yield Aim(f"all steps to {_hours(last)} finite", "yes" if finite else "no", finite)
-    drift = display_factor("msl") * metrics.bias(sums)[:, ours.everywhere.channels.index("msl")]
+    drift = reading_units("msl")[1] * metrics.bias(sums)[:, ours.everywhere.channels.index("msl")]
     came = (
         f"{drift[0]:+.2f} hPa at {_hours(ours.everywhere.leads[0])}, {drift[-1]:+.2f} hPa at {_hours(last)}"
     )

@@ -13,8 +13,8 @@ import numpy as np
 
 from fengwu_ghr.durable import writing
 from fengwu_ghr.training.tables import Tables
-from fengwu_ghr.training.verdict import Comparison, display_factor
-from fengwu_ghr.variables import HEADLINE
+from fengwu_ghr.training.verdict import Comparison
+from fengwu_ghr.variables import HEADLINE, reading_units
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.spectra import coherence, power_ratio
 from fengwu_ghr.verify.statistics import Sums
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DRAWN = {"z500": "m", "t850": "K", "2t": "K", "u850": "m/s"}
-"""Channels whose errors are drawn, and the units of `display_factor`."""
+DRAWN = ("z500", "t850", "2t", "u850")
+"""Channels whose errors are drawn."""
 WAVES_OF = ("z500", "u850")
 
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999")
@@ -72,14 +72,19 @@ def _scores(
 
     figure = Figure(figsize=(13, 8.5), layout="constrained")
     axes = figure.subplot_mosaic("ABC\nDEC", width_ratios=(1, 1, 0.8))
-    for axis, (name, units) in zip((axes[letter] for letter in "ABDE"), DRAWN.items()):
+    for axis, name in zip((axes[letter] for letter in "ABDE"), DRAWN):
         for source, table in tables.items():
             hours, errors = _errors(table, name)
             # A single lead is a point.
             axis.plot(
                 hours, errors, label=titles[source], marker="." if len(hours) < 5 else "", **looks[source]
             )
-        axis.set(title=f"{name}: RMSE [{units}]", xlabel="lead time [h]", xlim=(0, None), ylim=(0, None))
+        axis.set(
+            title=f"{name}: RMSE [{reading_units(name)[0]}]",
+            xlabel="lead time [h]",
+            xlim=(0, None),
+            ylim=(0, None),
+        )
         axis.grid(alpha=0.3)
     _bars(axes["C"], titles, comparisons)
     _legend(figure, axes["A"])
@@ -90,7 +95,7 @@ def _errors(table: Tables, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Lead times in hours, and the RMSE there in units of display."""
     row = table.everywhere.channels.index(name)
     hours = np.array([lead.total_seconds() / 3600 for lead in table.everywhere.leads])
-    return hours, display_factor(name) * metrics.rmse(table.everywhere.stacked()[..., row])
+    return hours, reading_units(name)[1] * metrics.rmse(table.everywhere.stacked()[..., row])
 
 
 def _bars(axis: "Axes", titles: Mapping[str, str], comparisons: Mapping[str, Comparison]) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float64
 from fengwu_ghr.training.levels import SIGMA
 from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.world import World
-from fengwu_ghr.variables import HEADLINE, STANDARD_GRAVITY, ChannelSet
+from fengwu_ghr.variables import HEADLINE, ChannelSet, reading_units
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.spectra import coherence, effective_wavenumber, power_ratio
 from fengwu_ghr.verify.statistics import DatedSums, Sums, paired
@@ -160,7 +160,7 @@ def headline_table(
     for row, name in enumerate(HEADLINE):
         for source, found in sums.items():
             for label, score in SCORES.items():
-                factor = display_factor(name) if label == "RMSE" else 1.0
+                factor = reading_units(name)[1] if label == "RMSE" else 1.0
                 cells = " | ".join(f"{factor * value:.3g}" for value in score(found)[:, row])
                 yield f"| {name} {label} | {titles[source]} | {cells} |"
 
@@ -171,7 +171,7 @@ def truncated_table(tables: Mapping[str, Tables], titles: Mapping[str, str]) -> 
     hours = [f"{lead.total_seconds() / 3600:g} h" for lead in first.leads]
     yield f"| source | lead | {' | '.join(HEADLINE)} |"
     yield f"|---|---|{'---|' * len(HEADLINE)}"
-    factors = np.array([display_factor(name) for name in HEADLINE])
+    factors = np.array([reading_units(name)[1] for name in HEADLINE])
     for name, table in tables.items():
         for label, scores in zip(hours, factors * metrics.rmse(table.truncated.stacked())):
             yield f"| {titles[name]} | {label} | {' | '.join(f'{value:.3g}' for value in scores)} |"
@@ -202,11 +202,6 @@ def smoothed_ratio(ratio: Float64[np.ndarray, " wavenumber"], wavenumber: int) -
     """The geometric mean over the neighbouring wavenumbers: one wavenumber alone is noise."""
     around = ratio[max(1, wavenumber - 2) : wavenumber + 3]
     return float(np.exp(np.log(around).mean()))
-
-
-def display_factor(name: str) -> float:
-    """From registry units of a channel to those forecasters read: geopotential in m, humidity in g/kg, msl in hPa."""
-    return {"z": 1 / STANDARD_GRAVITY, "q": 1000.0, "msl": 0.01}.get(name.rstrip("0123456789"), 1.0)
 
 
 def _headline_leads(tables: Mapping[str, Tables]) -> list[int]:
