@@ -298,7 +298,7 @@ class Backbone(nn.Module):
         tokens = self.patch(fields)
         if self.forcing_patch is not None and forcing is not None:
             tokens = tokens + self.forcing_patch(forcing.to(tokens.dtype))
-        elif self.forcing_patch is not forcing:
+        elif self.forcing_patch is not None or forcing is not None:
             wanted, got = self.architecture.forcings, "none" if forcing is None else "some"
             raise ValueError(f"the network needs the forcings {wanted}; got {got}")
         return tokens.permute(0, 2, 3, 1)

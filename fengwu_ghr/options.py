@@ -39,21 +39,29 @@ def verb(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
-        from fengwu_ghr import console
-
-        stop_on_sigterm()
-        console.set_verbosity(quiet=options.get("quiet", False), verbose=options.get("verbose", False))
-        try:
-            command(*args, **options)
-        except FengwuError as error:
-            raise typer.Exit(console.report_error(error)) from None
-        except KeyboardInterrupt:
-            stopped = Interrupted("stopped; what is committed stands, run the same command again to resume")
-            raise typer.Exit(console.report_error(stopped)) from None
-        except BrokenPipeError:
-            raise typer.Exit(0) from None
+        quiet, verbose = (options.get(name, False) for name in ("quiet", "verbose"))
+        if code := exit_code(lambda: command(*args, **options), quiet=quiet, verbose=verbose):
+            raise typer.Exit(code)
 
     return run
+
+
+def exit_code(work: Callable[[], object], *, quiet: bool = False, verbose: bool = False) -> int:
+    """Does the work, its errors turned into messages, SIGTERM into Ctrl-C; gives the exit code of the process."""
+    from fengwu_ghr import console
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    console.set_verbosity(quiet=quiet, verbose=verbose)
+    try:
+        work()
+    except FengwuError as error:
+        return console.report_error(error)
+    except KeyboardInterrupt:
+        stopped = Interrupted("stopped; what is committed stands, run the same command again to resume")
+        return console.report_error(stopped)
+    except BrokenPipeError:
+        pass
+    return 0
 
 
 def show_version(wanted: bool) -> bool:
@@ -64,11 +72,6 @@ def show_version(wanted: bool) -> bool:
         typer.echo(version("fengwu_ghr"))
         raise typer.Exit
     return wanted
-
-
-def stop_on_sigterm() -> None:
-    """From now on SIGTERM interrupts this process as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -16,12 +16,13 @@ import torch
 from fengwu_ghr import checkpoint, console, demo
 from fengwu_ghr.catalogue import packaged_folder
 from fengwu_ghr.config import read_settings
-from fengwu_ghr.errors import FengwuError, InputError
-from fengwu_ghr.grib.encode import GribEncoder, index_path, write_messages
+from fengwu_ghr.errors import InputError
+from fengwu_ghr.grib.encode import index_path, write_messages
+from fengwu_ghr.options import exit_code
 from fengwu_ghr.training.chain import ChainSettings
-from fengwu_ghr.training.reference import write_analysis
+from fengwu_ghr.training.reference import analysis_messages, write_analysis
 from fengwu_ghr.training.world import STEP, Series, World
-from fengwu_ghr.variables import HEADLINE, channel
+from fengwu_ghr.variables import HEADLINE
 
 DAYS = 10
 
@@ -56,15 +57,10 @@ def embed_model(source: Path, *, split: str) -> Path:
 
 def write_truth(world: World, series: Series, index: int, path: Path) -> None:
     """The scored channels of the days after this state, in one GRIB2 file of analyses."""
-    encoder = GribEncoder(world.fine_grid)
     messages = []
     for day in range(1, DAYS + 1):
         state = series.fine(index + day * (timedelta(days=1) // STEP))
-        valid_time = series.times[index] + timedelta(days=day)
-        for name in HEADLINE:
-            field = state[world.channels.names.index(name)]
-            coded = encoder.encode(channel(name), field, initial_time=valid_time, lead=timedelta(0))
-            messages.append((channel(name), coded))
+        messages += analysis_messages(world, state, series.times[index] + timedelta(days=day), HEADLINE)
     write_messages(path, messages)
 
 
@@ -87,13 +83,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--split", default="test", choices=("test", "validation"), help="of the analysis")
     parser.add_argument("--model", help="a stage, or backbone; default the headline")
     asked = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         settings = read_settings(ChainSettings, asked.config, overrides=asked.overrides)
         made = embed(settings, split=asked.split, name=asked.model or settings.headline)
-    except FengwuError as error:
-        return console.report_error(error)
-    console.show_facts("Embedded", [(path.name, path) for path in made])
-    return 0
+        console.show_facts("Embedded", [(path.name, path) for path in made])
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

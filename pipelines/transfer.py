@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fengwu_ghr import console
 from fengwu_ghr.config import read_settings
-from fengwu_ghr.errors import FengwuError, Interrupted, UsageError
-from fengwu_ghr.options import stop_on_sigterm
+from fengwu_ghr.options import exit_code
+from pipelines.arguments import configuration
 
 
 def run(path: Path, overrides: list[str]) -> Path:
@@ -34,17 +34,12 @@ def run(path: Path, overrides: list[str]) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Exit code as of the command line."""
-    stop_on_sigterm()
-    console.set_verbosity(quiet=False, verbose=False)
-    try:
-        if not arguments or arguments[0].startswith("-"):
-            raise UsageError("usage: python -m pipelines.transfer CONFIG [section.key=value ...]")
-        console.OUT.print(f"report: {run(Path(arguments[0]), arguments[1:])}", markup=False)
-    except FengwuError as error:
-        return console.report_error(error)
-    except KeyboardInterrupt:
-        return console.report_error(Interrupted("stopped; run the same command again to go on"))
-    return 0
+
+    def work() -> None:
+        report = run(*configuration("transfer", arguments))
+        console.OUT.print(f"report: {report}", markup=False)
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

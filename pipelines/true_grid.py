@@ -20,11 +20,12 @@ from fengwu_ghr.config import (
 )
 from fengwu_ghr.demo import Score, score_run
 from fengwu_ghr.engine.torch_engine import check_device
-from fengwu_ghr.errors import FengwuError, InputError, Interrupted, UsageError
+from fengwu_ghr.errors import InputError
 from fengwu_ghr.forecast import run_forecast
-from fengwu_ghr.options import stop_on_sigterm
+from fengwu_ghr.options import exit_code
 from fengwu_ghr.training import chain
 from fengwu_ghr.training.reference import initial_conditions
+from pipelines.arguments import configuration
 
 
 def run(path: Path, overrides: list[str]) -> list[Score]:
@@ -52,17 +53,7 @@ def run(path: Path, overrides: list[str]) -> list[Score]:
 
 def main(arguments: list[str]) -> int:
     """Exit code as of the command line."""
-    stop_on_sigterm()
-    console.set_verbosity(quiet=False, verbose=False)
-    try:
-        if not arguments or arguments[0].startswith("-"):
-            raise UsageError("usage: python -m pipelines.true_grid CONFIG [section.key=value ...]")
-        console.show_scores(run(Path(arguments[0]), arguments[1:]))
-    except FengwuError as error:
-        return console.report_error(error)
-    except KeyboardInterrupt:
-        return console.report_error(Interrupted("stopped; run the same command again to go on"))
-    return 0
+    return exit_code(lambda: console.show_scores(run(*configuration("true_grid", arguments))))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,15 @@ import shutil
 import tempfile
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from fengwu_ghr.training.normals import Normals
+    from fengwu_ghr.training.world import World
 
 # Before the package is first imported: from here on, every annotated shape and dtype is checked at each call.
 install_import_hook("fengwu_ghr", "typechecker.check")
@@ -59,3 +64,20 @@ def analysis(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Random numbers that depend on the test's name only: not on order, selection or the hash seed."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
+    """A small world to learn from, of the module's own."""
+    from worlds import tiny_world
+
+    return tiny_world(tmp_path_factory.mktemp("world") / "world", days=3)
+
+
+@pytest.fixture(scope="module")
+def normals(world: "World", tmp_path_factory: pytest.TempPathFactory) -> "Normals":
+    """The climatology of that world: its mean."""
+    from fengwu_ghr.training.normals import Normals
+    from fengwu_ghr.training.progress import Silence
+
+    return Normals.of(world, tmp_path_factory.mktemp("normals"), harmonics=0, progress=Silence())

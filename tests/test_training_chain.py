@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import tiny_world
 
 from fengwu_ghr.config import read_settings
 from fengwu_ghr.errors import InputError, UsageError
@@ -79,11 +78,6 @@ def test_stages_follow_each_other() -> None:
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small world is none that the configuration describes."""
     monkeypatch.setattr(chain, "complete_world", lambda settings, *splits: World.open(settings.folder))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny_world(tmp_path_factory.mktemp("world") / "world", days=3)
 
 
 def test_verbs_say_what_must_come_before_them(world: World, tmp_path: Path) -> None:

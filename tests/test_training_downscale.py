@@ -1,6 +1,5 @@
 """Downscaling: it starts at interpolation and climatological detail, learns what they lack, and knows the sphere."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from fengwu_ghr.training.downscale import (
 )
 from fengwu_ghr.training.losses import LossSettings, LossWeights
 from fengwu_ghr.training.normals import Normals
+from fengwu_ghr.training.progress import Silence
 from fengwu_ghr.training.record import read_log
 from fengwu_ghr.training.world import World
 
@@ -43,24 +43,6 @@ TRAIN: dict[str, Any] = {
 }
 DAY = datetime(2000, 3, 1)
 SETTINGS = DownscaleSettings(width=8, blocks=1, validation_states=3, train=TRAIN)
-
-
-class Silence:
-    def note(self, text: str) -> None: ...
-
-    def begin(self, title: str, done: int, total: int) -> None: ...
-
-    def stepped(self, done: int, facts: Mapping[str, float]) -> None: ...
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny_world(tmp_path_factory.mktemp("world") / "world", days=3)
-
-
-@pytest.fixture(scope="module")
-def normals(world: World, tmp_path_factory: pytest.TempPathFactory) -> Normals:
-    return Normals.of(world, tmp_path_factory.mktemp("normals"), harmonics=0, progress=Silence())
 
 
 @pytest.fixture(scope="module")

@@ -38,16 +38,6 @@ FINER = Regridder(backbone_grid(20), product_grid(20))
 HUMIDITY = [name.startswith("q") for name in NAMES]
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny_world(tmp_path_factory.mktemp("world") / "world", days=3)
-
-
-@pytest.fixture(scope="module")
-def normals(world: World, tmp_path_factory: pytest.TempPathFactory) -> Normals:
-    return Normals.of(world, tmp_path_factory.mktemp("normals"), harmonics=0, progress=Silence())
-
-
 def model(world: World, folder: Path, init: str) -> Path:
     shape = architecture("ghr-tiny", scale=20, **SMALL)
     create_model(shape, output=folder, init=init, statistics=world.statistics.normalisation)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from worlds import tiny_world
 
 from fengwu_ghr.config import read_settings
 from fengwu_ghr.training import pictures
@@ -222,11 +221,6 @@ def test_spectra_are_read_at_grid_lengths() -> None:
 
 
 # The report
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return tiny_world(tmp_path_factory.mktemp("world") / "world", days=3)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,13 @@ from fengwu_ghr.model_card import ModelCard
 from fengwu_ghr.training.dataset import FineSamples
 from fengwu_ghr.training.fine import FineForecast
 from fengwu_ghr.training.fine_tasks import Prepared, task_of
-from fengwu_ghr.training.identity import describe_world, identity_in, identity_of, is_made
+from fengwu_ghr.training.identity import (
+    describe_world,
+    identity_in,
+    identity_of,
+    inherited_provenance,
+    is_made,
+)
 from fengwu_ghr.training.loop import Ranks, TrainSettings, run_loop
 from fengwu_ghr.training.losses import LossWeights
 from fengwu_ghr.training.progress import Progress
@@ -173,12 +179,7 @@ def _card(
 
 def _provenance(source: Checkpoint, identity: str, verb: str) -> dict[str, str]:
     """Where a model comes from: what the base says of its world, the base itself, and what was done here."""
-    kept = {
-        key: value
-        for key, value in source.card.provenance.items()
-        if key in ("world", "trained on", "persisted channels")
-    }
-    return kept | {
+    return inherited_provenance(source.card) | {
         "made by": f"fengwu_ghr {version('fengwu_ghr')}, {verb}",
         "identity": identity,
         "base": f"{source.card.name}, {source.digest}",

@@ -7,10 +7,11 @@ from datetime import timedelta
 import numpy as np
 
 from fengwu_ghr.training.tables import Tables
-from fengwu_ghr.training.verdict import Comparison, smoothed_ratio
+from fengwu_ghr.training.verdict import Comparison, smoothed_ratio, wavenumber_of
 from fengwu_ghr.variables import HEADLINE, reading_units
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.spectra import power_ratio
+from fengwu_ghr.verify.statistics import hours_text
 
 PUBLISHED_SHARE = 0.913
 """Of targets won, FengWu-GHR against IFS-HRES at 0.09 degrees (Han et al. 2024)."""
@@ -70,18 +71,16 @@ def _skill(ours: Tables) -> Aim:
     ahead = metrics.rmse(sums)[:, row] < metrics.rmse_of_climatology(sums)[:, row]
     last = leads[-1] if ahead.all() else leads[int(np.argmin(ahead)) - 1] if ahead[0] else timedelta(0)
     wanted = min(timedelta(days=5), leads[-1])
-    came = f"to {_hours(last)} of {_hours(leads[-1])}"
-    return Aim(f"z500 better than climatology to {_hours(wanted)}", came, last >= wanted)
+    came = f"to {hours_text(last)} of {hours_text(leads[-1])}"
+    return Aim(f"z500 better than climatology to {hours_text(wanted)}", came, last >= wanted)
 
 
 def _soundness(ours: Tables) -> Iterator[Aim]:
     sums, last = ours.everywhere.stacked(), ours.everywhere.leads[-1]
     finite = bool(np.isfinite(metrics.rmse(sums)).all())
-    yield Aim(f"all steps to {_hours(last)} finite", "yes" if finite else "no", finite)
+    yield Aim(f"all steps to {hours_text(last)} finite", "yes" if finite else "no", finite)
     drift = reading_units("msl")[1] * metrics.bias(sums)[:, ours.everywhere.channels.index("msl")]
-    came = (
-        f"{drift[0]:+.2f} hPa at {_hours(ours.everywhere.leads[0])}, {drift[-1]:+.2f} hPa at {_hours(last)}"
-    )
+    came = f"{drift[0]:+.2f} hPa at {hours_text(ours.everywhere.leads[0])}, {drift[-1]:+.2f} hPa at {hours_text(last)}"
     yield Aim("global mean msl, bias", came)
 
 
@@ -89,18 +88,12 @@ def _power(sharp: Tables, lead: timedelta, lengths: int) -> Aim:
     """The channel furthest from the truth's power, over wavenumbers up to so many grid lengths."""
     sums = sharp.spectra.stacked()[:, sharp.spectra.leads.index(lead)].total()
     ratio = power_ratio(sums)
-    last = 2 * ratio.shape[-1] // lengths  # 2 L columns: a wave of g grid lengths has wavenumber 2 L / g
+    last = wavenumber_of(lengths, degrees=ratio.shape[-1])
     spans = [[smoothed_ratio(row, k) for k in range(1, last + 1)] for row in ratio]
     off = [max(max(span), 1 / min(span)) for span in spans]
     worst = int(np.argmax(off))
     inside = sum(min(span) >= POWER[0] and max(span) <= POWER[1] for span in spans)
     span = f"{min(spans[worst]):.2f} ... {max(spans[worst]):.2f}"
     came = f"{inside} of {len(HEADLINE)} channels; {HEADLINE[worst]}: {span}"
-    what = (
-        f"power {POWER[0]:g} ... {POWER[1]:g} of the truth's down to {lengths} grid lengths at {_hours(lead)}"
-    )
+    what = f"power {POWER[0]:g} ... {POWER[1]:g} of the truth's down to {lengths} grid lengths at {hours_text(lead)}"
     return Aim(what, came, inside == len(HEADLINE))
-
-
-def _hours(lead: timedelta) -> str:
-    return f"{lead.total_seconds() / 3600:g} h"

@@ -18,7 +18,7 @@ from fengwu_ghr.errors import UsageError
 from fengwu_ghr.training.adapt import adapt
 from fengwu_ghr.training.downscale import DownscaleSettings, train_downscaling
 from fengwu_ghr.training.evidence import EvidenceSettings, baseline_bias, score
-from fengwu_ghr.training.identity import check_unseen
+from fengwu_ghr.training.identity import check_unseen, persisted_of
 from fengwu_ghr.training.members import SimulateSettings, complete_world
 from fengwu_ghr.training.normals import Normals
 from fengwu_ghr.training.pretrain import PretrainSettings, pretrain
@@ -104,9 +104,7 @@ def run_simulate(settings: ChainSettings, progress: Progress) -> World:
     if settings.like:
         source = Checkpoint.open(settings.like)
         check_unseen(source.card, world)
-        named = source.card.provenance.get("persisted channels", "none")
-        persisted = [] if named == "none" else named.split(", ")
-        world.adopt_statistics(source.normalisation, persisted, source=source.digest)
+        world.adopt_statistics(source.normalisation, persisted_of(source.card), source=source.digest)
     return world
 
 

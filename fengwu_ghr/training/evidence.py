@@ -183,7 +183,7 @@ class _Job:
 
     def __call__(self, date: InitialDate) -> ScoredDate:
         world, source, normals, ground = _prepared(self)
-        truth = world.series(date.split)[date.series]
+        truth = source.series(date)
         sums: dict[str, dict[int, Sums]] = {kind: {} for kind in Tables.KINDS}
         for step, forecast in enumerate(source.states(date, self.settings.lead_steps), start=1):
             normal = normals.fine.at(source.valid_time(date, step))
@@ -276,16 +276,15 @@ class _BiasJob:
     lead_steps: int
 
     def __call__(self, date: InitialDate) -> Float32[np.ndarray, "step channel lat lon"]:
-        world, source = _prepared_reference(self)
-        truth = world.series(date.split)[date.series]
+        source = _prepared_reference(self)
+        truth = source.series(date)
         states = enumerate(source.states(date, self.lead_steps), start=1)
         return np.stack([state - truth.fine(date.index + step) for step, state in states])
 
 
 @lru_cache(maxsize=1)
-def _prepared_reference(job: _BiasJob) -> tuple[World, Source]:
-    world = World.open(job.world)
-    return world, replace(job.spec, bias=None).make(world, None)
+def _prepared_reference(job: _BiasJob) -> Source:
+    return replace(job.spec, bias=None).make(World.open(job.world), None)
 
 
 def _map(

@@ -16,7 +16,8 @@ from fengwu_ghr.model_card import CARD, ModelCard, read_card
 from fengwu_ghr.training.world import World
 
 _DESCRIPTION = "made-of.json"
-_ABSENT = "absent"
+_ABSENT, _NONE = "absent", "none"
+_WORLD, _TRAINED_ON, _PERSISTED = "world", "trained on", "persisted channels"
 
 
 def describe_world(world: World) -> dict[str, Any]:
@@ -41,9 +42,30 @@ def training_periods(world: World) -> list[dict[str, Any]]:
     ]
 
 
+def world_provenance(world: World, before: ModelCard | None = None) -> dict[str, str]:
+    """What a card says of the world its model learned, and of those it learned `before`."""
+    periods = [*(trained_on(before) if before else []), *training_periods(world)]
+    return {
+        _WORLD: json.dumps(describe_world(world)),
+        _TRAINED_ON: json.dumps(periods),
+        _PERSISTED: ", ".join(world.statistics.persisted) or _NONE,
+    }
+
+
+def inherited_provenance(card: ModelCard) -> dict[str, str]:
+    """What the card of a model says of its world, for the card of a model that is made of it."""
+    return {key: card.provenance[key] for key in (_WORLD, _TRAINED_ON, _PERSISTED) if key in card.provenance}
+
+
 def trained_on(card: ModelCard) -> list[dict[str, Any]]:
     """The `training_periods` of a model, as its card has them; none where it does not say."""
-    return list(json.loads(card.provenance.get("trained on", "[]")))
+    return list(json.loads(card.provenance.get(_TRAINED_ON, "[]")))
+
+
+def persisted_of(card: ModelCard) -> list[str]:
+    """The channels that a model persists, as its card has them."""
+    named = card.provenance.get(_PERSISTED, _NONE)
+    return [] if named == _NONE else named.split(", ")
 
 
 def check_unseen(card: ModelCard, world: World) -> None:

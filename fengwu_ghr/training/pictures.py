@@ -17,7 +17,7 @@ from fengwu_ghr.training.verdict import Comparison
 from fengwu_ghr.variables import HEADLINE, reading_units
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.spectra import coherence, power_ratio
-from fengwu_ghr.verify.statistics import Sums
+from fengwu_ghr.verify.statistics import Sums, hours_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,9 +133,7 @@ def _spectra(
             for pair, name in enumerate(WAVES_OF):
                 sums = stacked[:, column].total()[HEADLINE.index(name)]
                 _waves(axes[2 * pair : 2 * pair + 2, column], sums, titles[source], looks[source])
-                axes[2 * pair, column].set_title(
-                    f"{name}, {lead.total_seconds() / 3600:g} h: power over the truth's"
-                )
+                axes[2 * pair, column].set_title(f"{name}, {hours_text(lead)}: power over the truth's")
                 axes[2 * pair + 1, column].set_title(f"{name}: coherence with the truth")
     for axis in axes[-1]:
         axis.set_xlabel("total wavenumber")

@@ -7,7 +7,6 @@ Channels that the world does not resolve have a factor of zero: they persist.
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
@@ -38,8 +37,7 @@ from fengwu_ghr.training.identity import (
     identity_in,
     identity_of,
     is_made,
-    trained_on,
-    training_periods,
+    world_provenance,
 )
 from fengwu_ghr.training.loop import Ranks, Task, TrainSettings, run_loop
 from fengwu_ghr.training.losses import LossSettings, LossWeights, weighted_mse
@@ -316,7 +314,6 @@ def _card(
     identity: str,
     scores: dict[str, float],
 ) -> ModelCard:
-    periods = [*(trained_on(start.card) if start else []), *training_periods(world)]
     return ModelCard(
         name=settings.name,
         description=settings.description,
@@ -330,10 +327,8 @@ def _card(
             "made by": f"fengwu_ghr {version('fengwu_ghr')}, train pretrain",
             "identity": identity,
             "base": f"{start.card.name}, {start.digest}" if start else "none",
-            "world": json.dumps(describe_world(world)),
-            "trained on": json.dumps(periods),
+            **world_provenance(world, start.card if start else None),
             "settings": settings.model_dump_json(),
-            "persisted channels": ", ".join(world.statistics.persisted) or "none",
             "validation RMSE": ", ".join(f"{name}: {value:.4g}" for name, value in scores.items()),
         },
     )

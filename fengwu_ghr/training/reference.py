@@ -6,7 +6,7 @@ its own truncated orography. The twin is the simulator itself, begun 0.1 K besid
 for long.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.simulate import StateMaker
 from fengwu_ghr.training.simulator import Simulator
 from fengwu_ghr.training.world import Series, World
+from fengwu_ghr.variables import Channel
 
 INITIAL_CONDITIONS = "initial-conditions"
 """The folder of a world in which analyses of its test series lie as GRIB2."""
@@ -85,12 +86,21 @@ def write_analysis(
     world: World, fine: Float32[np.ndarray, "channel lat lon"], valid_time: datetime, path: Path
 ) -> None:
     """A state of the world lies in this file as a GRIB2 analysis, every channel of it."""
-    encoder = GribEncoder(world.fine_grid)
-    messages = [
-        (channel, encoder.encode(channel, field, initial_time=valid_time, lead=timedelta(0)))
-        for channel, field in zip(world.channels.channels, fine)
+    write_messages(path, analysis_messages(world, fine, valid_time, world.channels.names))
+
+
+def analysis_messages(
+    world: World,
+    fine: Float32[np.ndarray, "channel lat lon"],
+    valid_time: datetime,
+    names: Sequence[str],
+) -> list[tuple[Channel, bytes]]:
+    """These channels of a state of the world as GRIB2 messages of an analysis."""
+    encoder, rows = GribEncoder(world.fine_grid), [world.channels.names.index(name) for name in names]
+    return [
+        (channel, encoder.encode(channel, fine[row], initial_time=valid_time, lead=timedelta(0)))
+        for row, channel in ((row, world.channels.channels[row]) for row in rows)
     ]
-    write_messages(path, messages)
 
 
 def write_initial_conditions(world: World, progress: Progress) -> list[Path]:

@@ -27,7 +27,7 @@ from fengwu_ghr.training.downscale import Downscaling
 from fengwu_ghr.training.forcings import coarse_forcings
 from fengwu_ghr.training.normals import FineDetail, Normals
 from fengwu_ghr.training.reference import ReferenceForecasts
-from fengwu_ghr.training.world import STEP, World
+from fengwu_ghr.training.world import STEP, Series, World
 
 Fine = Float32[np.ndarray, "channel lat lon"]
 
@@ -52,14 +52,22 @@ class Source(ABC):
         """The fine states of steps 1 ... `steps`, in registry units on the product grid."""
 
     def analysis(self, date: InitialDate) -> Fine:
-        return self.world.series(date.split)[date.series].fine(date.index)
+        return self.series(date).fine(date.index)
+
+    def series(self, date: InitialDate) -> Series:
+        """The series of the world that the date lies in."""
+        return self._series_of(date.split)[date.series]
+
+    @lru_cache  # noqa: B019  # lives as long as its source; listing a world's files takes longer than a score
+    def _series_of(self, split: str) -> tuple[Series, ...]:
+        return self.world.series(split)
 
     def bounded(self, state: Fine) -> Fine:
         """The state itself, kept to the bounds of its variables, as every product is."""
         return keep_to_bounds(state, self.world.channels.channels)
 
     def valid_time(self, date: InitialDate, step: int) -> datetime:
-        return self.world.series(date.split)[date.series].times[date.index] + STEP * step
+        return self.series(date).times[date.index] + STEP * step
 
 
 class Persistence(Source):
@@ -94,7 +102,7 @@ class CoarseForecast(Source):
     ) -> Iterator[Float32[np.ndarray, "channel row column"]]:
         """The backbone's forecast in registry units."""
         normalisation = self._checkpoint.normalisation
-        coarse = self.world.series(date.split)[date.series].coarse(date.index)
+        coarse = self.series(date).coarse(date.index)
         state = torch.from_numpy(normalisation.normalise(np.ascontiguousarray(coarse)))[None]
         told = coarse_forcings(self.world, self._checkpoint.architecture.forcings)
         for step in range(steps):
@@ -230,7 +238,7 @@ class NumericalForecast(Source):
         self._bias = np.load(bias, mmap_mode="r", allow_pickle=False) if bias else None
 
     def states(self, date: InitialDate, steps: int) -> Iterator[Fine]:
-        series = self.world.series(date.split)[date.series]
+        series = self.series(date)
         begun = series.times[date.index]
         for step, state in enumerate(self._reference.forecast(series.member, begun, hours=6 * steps)):
             yield state if self._bias is None else self.bounded(state - self._bias[step])

@@ -19,7 +19,7 @@ from fengwu_ghr.training.world import World
 from fengwu_ghr.variables import HEADLINE, ChannelSet, reading_units
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.spectra import coherence, effective_wavenumber, power_ratio
-from fengwu_ghr.verify.statistics import DatedSums, Sums, paired
+from fengwu_ghr.verify.statistics import DatedSums, Sums, hours_text, paired
 
 HEADLINE_LEADS = (6, 24, 72, 120, 240)
 """Hours of the columns of the headline tables."""
@@ -168,7 +168,7 @@ def headline_table(
 def truncated_table(tables: Mapping[str, Tables], titles: Mapping[str, str]) -> Iterator[str]:
     """RMSE of every source at the leads of the spectra, of truncated fields, as Markdown."""
     first = next(iter(tables.values())).truncated
-    hours = [f"{lead.total_seconds() / 3600:g} h" for lead in first.leads]
+    hours = [hours_text(lead) for lead in first.leads]
     yield f"| source | lead | {' | '.join(HEADLINE)} |"
     yield f"|---|---|{'---|' * len(HEADLINE)}"
     factors = np.array([reading_units(name)[1] for name in HEADLINE])
@@ -186,16 +186,16 @@ def spectra_table(tables: Mapping[str, Tables], titles: Mapping[str, str]) -> It
         for step, lead in enumerate(table.spectra.leads):
             sums = stacked[:, step].total()
             ratio, coherent = power_ratio(sums), coherence(sums)
-            degrees = ratio.shape[-1]  # 2 L columns: a wave of g grid lengths has wavenumber 2 L / g
+            places = [wavenumber_of(lengths, degrees=ratio.shape[-1]) for lengths in (8, 4)]
             for row, name in enumerate(HEADLINE):
                 effective = effective_wavenumber(ratio[row], coherent[row])
-                at = (smoothed_ratio(ratio[row], 2 * degrees // lengths) for lengths in (8, 4))
-                hours = lead.total_seconds() / 3600
-                yield (
-                    f"| {name} | {titles[source]} | {hours:g} h | {effective} | "
-                    + " | ".join(f"{value:.2f}" for value in at)
-                    + " |"
-                )
+                at = " | ".join(f"{smoothed_ratio(ratio[row], place):.2f}" for place in places)
+                yield f"| {name} | {titles[source]} | {hours_text(lead)} | {effective} | {at} |"
+
+
+def wavenumber_of(grid_lengths: int, *, degrees: int) -> int:
+    """The total wavenumber of a wave of so many grid lengths: a grid of L degrees has 2 L columns."""
+    return 2 * degrees // grid_lengths
 
 
 def smoothed_ratio(ratio: Float64[np.ndarray, " wavenumber"], wavenumber: int) -> float:

@@ -8,7 +8,7 @@ left away for splits of which the latter are enough.
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -152,13 +152,14 @@ class World:
         Raises InputError where they are of other channels, or were adopted and there are more states since.
         """
         path = self.folder / "statistics.json"
-        if not path.exists() or self._has_grown_since(path):
-            replace_file(path, json.dumps(_measure(self), indent=1).encode())
-        return _read_statistics(path, self.channels)
+        content = _statistics_in(path) if path.exists() else None
+        if content is None or self._has_grown_since(content, path):
+            content = _measure(self)
+            replace_file(path, json.dumps(content, indent=1).encode())
+        return _statistics_of(content, self.channels, path)
 
-    def _has_grown_since(self, path: Path) -> bool:
+    def _has_grown_since(self, content: Mapping[str, Any], path: Path) -> bool:
         """Whether there are more training states than these statistics are of."""
-        content = _statistics_in(path)
         states = sum(map(len, self.series("train"))) if "train" in self.splits else 0
         has_grown = states > content.get("states", states)
         if has_grown and "source" in content:
@@ -166,7 +167,7 @@ class World:
                 f"{path} was adopted when the world had {content['states']} training states, it has {states} now; "
                 "remove it, and it is adopted again"
             )
-        return has_grown
+        return bool(has_grown)
 
     def adopt_statistics(
         self, normalisation: Normalisation, persisted: Sequence[str], *, source: str
@@ -372,8 +373,7 @@ def _statistics_in(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _read_statistics(path: Path, channels: ChannelSet) -> WorldStatistics:
-    content = _statistics_in(path)
+def _statistics_of(content: Mapping[str, Any], channels: ChannelSet, path: Path) -> WorldStatistics:
     try:
         mean, std, tendency = (
             np.array([content[key][name] for name in channels.names], np.float32)

@@ -156,7 +156,7 @@ class DatedSums:
         start = Start(member, initial_time)
         if (start, lead) in self.entries:
             raise InputError(
-                f"each forecast counts once; the one of {start} at {_hours(lead)} came twice: leave one out"
+                f"each forecast counts once; the one of {start} at {hours_text(lead)} came twice: leave one out"
             )
         self.entries[start, lead] = sums
 
@@ -234,7 +234,7 @@ def paired(first: DatedSums, second: DatedSums) -> tuple[Sums, Sums]:
         start, lead = alone[0]
         raise InputError(
             f"compared forecasts need the same initial times and leads; {len(alone)} are in one only, the first "
-            f"{start} at {_hours(lead)}: verify both over the same dates"
+            f"{start} at {hours_text(lead)}: verify both over the same dates"
         )
     return first.stacked(), second.stacked()
 
@@ -268,5 +268,6 @@ def _check_shapes(*fields: np.ndarray, areas: np.ndarray) -> None:
             raise ValueError(f"fields and areas must fit each other, here {wanted}; got {values.shape}")
 
 
-def _hours(lead: timedelta) -> str:
+def hours_text(lead: timedelta) -> str:
+    """A lead as it is read: `24 h`."""
     return f"{lead / timedelta(hours=1):g} h"
