@@ -156,7 +156,6 @@ def test_what_is_done_is_not_done_again(chain: tuple[Path, str]) -> None:
 def test_mistakes_are_told_and_end_with_the_code_of_usage(
     arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(transfer, "stop_on_sigterm", lambda: None)
     monkeypatch.chdir(ROOT)
     assert transfer.main(arguments) == 2
     assert words in capsys.readouterr().err
