@@ -6,10 +6,12 @@ Read the package in the order of this list: a module uses only modules above it.
   Words
     errors                what can go wrong; each error carries the exit code of the command line
     machine               what a measured number was measured on
+    progress              who hears how far long work has come
     durable               checksums, flushing to the device, locks; a failed write is an error with a remedy
     config                TOML -> strict models; an unknown key is an error
     grid                  where the numbers are: product, backbone and network grids, cell areas
     variables             what the numbers mean: the registry of variables, the channel sets
+    shores                where land ends: coastlines, a land mask
     state                 State: values, channels, grid, valid time, lead. The one noun
 
   GRIB, and from grid to grid
@@ -23,6 +25,7 @@ Read the package in the order of this list: a module uses only modules above it.
     grib.selection        which message makes which channel at which time; what is missing, in one error
     grib.derive           fields computed from others: gh -> z, r -> q
     grib.decode           files -> Analysis: every channel of the initial time, or an error naming what is missing
+    grib.bufr             station reports in BUFR -> columns
     grib.header           what a message of ours says about its field
     grib.encode           a field -> a GRIB2 message; messages -> a file and its index
     synthetic             an analytic atmosphere for the demonstration and the tests
@@ -52,6 +55,36 @@ Read the package in the order of this list: a module uses only modules above it.
     engine.stepper        Stepper: what a rollout needs from a network
     engine.torch_engine   the stepper that runs the torch network within a memory budget
 
+  Verification
+    verify.archive        named arrays in one file, without pickles
+    verify.regions        boxes and masks, and sums over them weighted by area
+    verify.statistics     values per grid point -> area-weighted sums that merge, by initial time and lead
+    verify.metrics        scores as functions of mean statistics; intervals over dates; shares of targets won
+    verify.significance   whether a difference could be chance: autocorrelation, bootstrap, many tests
+    verify.climatology    mean and annual harmonics, fitted to states that stream by
+    verify.spectra        power and coherence by total wavenumber; truncation
+    verify.events         two-by-two tables of thresholds, and their scores
+    verify.neighbourhood  how far one must look around: the fractions skill score
+    verify.rain           SEEPS
+    verify.quantities     what no file holds: wind speed, rain of 24 hours
+    verify.fields         forecasts by initial time and lead, analyses by valid time
+    verify.datasets       ... in Zarr and NetCDF of others
+    verify.gribs          ... in GRIB files
+    verify.opening        what stands at a path
+    verify.climate        a climatology on disk: means, deviations, percentiles by day and hour
+    verify.climate_build  how it is made, from analyses that stream by
+    verify.stations       what was measured, and what a field says at the place
+    verify.reports        SYNOP, METAR and ISD files -> observations
+    verify.places         errors at stations: sums by region and by station
+    verify.scoring        every sum of one initial time and lead, field by field
+    verify.verification   what is compared with what, where, on which measures
+    verify.pieces         the sums of every pair in files of their own; in parallel, resumable
+    verify.comparison     against a baseline: differences with confidence, targets won
+    verify.results        scores as a dataset and as CSV
+    verify.drawing        fields as small pictures, shores as a path
+    verify.report         one page for people to read
+    verify.job            from settings to report
+
   The job
     rollout               State -> State, State, ...; how to go on after a stop
     outputs               sinks for Zarr and GRIB: asynchronous, bounded, failing loudly
@@ -60,16 +93,10 @@ Read the package in the order of this list: a module uses only modules above it.
     resume                what an earlier attempt left: go on from it, replace it, or leave it alone
     forecast              one initial time from end to end
 
-  Verification, and the demonstration
-    verify.archive        named arrays in one file, without pickles
-    verify.statistics     values per grid point -> area-weighted sums that merge, by initial time and lead
-    verify.metrics        scores as functions of mean statistics; intervals over dates; shares of targets won
-    verify.climatology    mean and annual harmonics, fitted to states that stream by
-    verify.spectra        power and coherence by total wavenumber; truncation
+  The demonstration
     demo                  the whole chain on the embedded world
 
   Training
-    training.progress     who hears how far long work has come
     training.levels       sigma levels -> pressure levels and mean sea level, below ground too
     training.harmonics    spherical harmonic transforms by FFT, for the simulator on a CPU
     training.simulator    jcm with SPEEDY physics, from restart to restart
@@ -108,7 +135,9 @@ Read the package in the order of this list: a module uses only modules above it.
     inspection            what a path holds: GRIB files, a checkpoint, a run store
     console               tables, progress, errors as users see them
     options               what the verbs share
+    model_verbs           the verbs of `fengwu-ghr models`
     training_verbs        the verbs of `fengwu-ghr train`
+    verification_verbs    `fengwu-ghr verify` and `fengwu-ghr climatology`
     cli                   the verbs of `fengwu-ghr`, thin
 """
 

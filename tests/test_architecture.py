@@ -51,8 +51,10 @@ FENCES = {
     "jcm": ("training.simulator",),
     "dinosaur": ("training.harmonics", "training.simulator"),
     "matplotlib": ("plot", "training.pictures", "training.record"),
-    "mpl_toolkits": ("plot",),
-    "typer": ("options", "cli", "training_verbs"),
+    "mpl_toolkits": ("shores",),
+    "pdbufr": ("grib",),
+    "distributed": ("verify",),
+    "typer": ("options", "cli", "model_verbs", "training_verbs", "verification_verbs"),
     # Never: pickles run code; a second PROJ library beside the one of ecCodes crashes the process.
     "pickle": (),
     "pyproj": (),

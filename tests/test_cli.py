@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from fengwu_ghr.cli import app
 
-VERBS = ("inspect", "check", "forecast", "export", "point", "plot", "demo")
+VERBS = ("inspect", "check", "forecast", "export", "point", "plot", "demo", "verify", "climatology")
 MODELS = ("list", "create", "verify")
 TRAIN = ("simulate", "pretrain", "adapt", "evidence")
 SMOKE = Path(__file__).parents[1] / "configs" / "transfer_smoke.toml"

@@ -14,11 +14,18 @@ from fengwu_ghr.checkpoint import Checkpoint
 from fengwu_ghr.config import InputSection
 from fengwu_ghr.forecast import run_forecast
 from fengwu_ghr.grib.decode import plan_analysis, read_analysis
+from fengwu_ghr.grib.encode import index_path
 from fengwu_ghr.grid import product_grid
+from fengwu_ghr.progress import Silence
 from fengwu_ghr.store import open_run
 from fengwu_ghr.variables import HEADLINE, STANDARD_GRAVITY, channel, channel_set
 
 SMOKE = Path(__file__).parents[1] / "configs" / "transfer_smoke.toml"
+
+
+def write_nothing(path: Path) -> None:
+    for made in (path, index_path(path)):
+        made.write_bytes(b"")
 
 
 class Silent:
@@ -29,24 +36,28 @@ class Silent:
 
 def test_what_is_embedded_is_small_whole_and_fits_together() -> None:
     checkpoint = verify_model(demo.MODEL)
-    analysis = read_analysis(plan_analysis([demo.ANALYSIS], channel_set("ghr-69").channels))
+    analysis = read_analysis(plan_analysis([demo.EMBEDDED / demo.ANALYSIS], channel_set("ghr-69").channels))
     truth = plan_analysis(
-        [demo.TRUTH], [channel(n) for n in HEADLINE], initial_time=analysis.valid_time + timedelta(days=10)
+        [demo.EMBEDDED / demo.TRUTH],
+        [channel(n) for n in HEADLINE],
+        initial_time=analysis.valid_time + timedelta(days=10),
     )
     assert checkpoint.card.trained
     assert checkpoint.grid.scale == 20
     assert len(truth.channels) == len(HEADLINE)
-    package = [demo.ANALYSIS, demo.TRUTH, *resolve_model(demo.MODEL).iterdir()]
-    assert sum(path.stat().st_size for path in package) <= 30 * 2**20
+    package = [*demo.EMBEDDED.rglob("*"), *resolve_model(demo.MODEL).iterdir()]
+    assert sum(path.stat().st_size for path in package if path.is_file()) <= 30 * 2**20
 
 
 def test_the_forecast_of_a_day_beats_persistence_in_every_scored_channel(tmp_path: Path) -> None:
-    result = run_forecast(demo.demo_config(tmp_path, lead_time_hours=24), reporter=Silent())
-    scores = demo.score_demo(result.store, days=(1, 3))
-    assert [score.channel for score in scores] == list(HEADLINE)
-    assert {score.lead for score in scores} == {timedelta(days=1)}
-    for score in scores:
-        assert 0 < score.forecast < score.persistence
+    run_forecast(demo.demo_config(tmp_path, lead_time_hours=24), reporter=Silent())
+    verified = demo.verify_demo(tmp_path, progress=Silence())
+    rmse = verified.scores["rmse"].sel(region="globe", lead=24)
+    assert rmse["channel"].values.tolist() == list(HEADLINE)
+    assert rmse["source"].values.tolist() == ["forecast", "numerical", "persistence"]
+    assert (rmse.sel(source="forecast") < rmse.sel(source="persistence")).all()
+    assert float(verified.scores["acc"].sel(source="forecast", channel="z500", region="globe", lead=24)) > 0.9
+    assert (tmp_path / "verification" / "index.html").exists()
 
 
 def test_embedding_writes_what_the_demonstration_reads(
@@ -78,14 +89,17 @@ def test_the_command_embeds_what_a_chain_made(
     world = tiny_world(tmp_path / "world", days=3)
     shutil.copytree(resolve_model(demo.MODEL), tmp_path / "chain" / "seed-0" / "smoke" / "model")
     monkeypatch.setattr(embed, "packaged_folder", lambda: tmp_path / "models")
-    monkeypatch.setattr(demo, "ANALYSIS", tmp_path / "embedded" / "analysis.grib2")
-    monkeypatch.setattr(demo, "TRUTH", tmp_path / "embedded" / "truth.grib2")
+    monkeypatch.setattr(demo, "EMBEDDED", tmp_path / "embedded")
+    # The tiny world keeps no restarts, from which the simulator could begin.
+    monkeypatch.setattr(embed, "restart_indices", lambda world, series: list(range(len(series))))
+    monkeypatch.setattr(embed, "write_numerical", lambda *given, **more: write_nothing(given[3]))
+    monkeypatch.setattr(embed, "write_normals", lambda *given: tmp_path)
     asked = [str(SMOKE), f"folder={tmp_path / 'chain'}", f"simulate.folder={world.folder}"]
     assert embed.main(asked) == 3
     assert "no test series of" in capsys.readouterr().err
     monkeypatch.setattr(embed, "DAYS", 1)
     assert embed.main([*asked, "--split", "validation"]) == 0
-    found = read_analysis(plan_analysis([demo.ANALYSIS], world.channels.channels))
+    found = read_analysis(plan_analysis([demo.EMBEDDED / demo.ANALYSIS], world.channels.channels))
     assert found.valid_time == datetime(2000, 3, 2)
     assert verify_model(str(tmp_path / "models" / demo.MODEL)).card.name == demo.MODEL
     assert Checkpoint.open(tmp_path / "models" / demo.MODEL).card.provenance["analysis"] == "validation"

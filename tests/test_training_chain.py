@@ -7,10 +7,10 @@ import pytest
 
 from fengwu_ghr.config import read_settings
 from fengwu_ghr.errors import InputError, UsageError
+from fengwu_ghr.progress import Silence
 from fengwu_ghr.training import chain
 from fengwu_ghr.training.chain import ChainSettings, run_adapt, run_pretrain, sources_of
 from fengwu_ghr.training.evidence import EvidenceSettings
-from fengwu_ghr.training.progress import Silence
 from fengwu_ghr.training.specs import SourceSpec
 from fengwu_ghr.training.world import World
 

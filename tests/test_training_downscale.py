@@ -14,6 +14,7 @@ from fengwu_ghr.backbone import architecture
 from fengwu_ghr.errors import UsageError
 from fengwu_ghr.grid import NetworkGrid, backbone_grid, product_grid
 from fengwu_ghr.initialise import build
+from fengwu_ghr.progress import Silence
 from fengwu_ghr.regrid import Regridder
 from fengwu_ghr.training.dataset import FineSamples, draw
 from fengwu_ghr.training.downscale import (
@@ -29,7 +30,6 @@ from fengwu_ghr.training.downscale import (
 )
 from fengwu_ghr.training.losses import LossSettings, LossWeights
 from fengwu_ghr.training.normals import Normals
-from fengwu_ghr.training.progress import Silence
 from fengwu_ghr.training.record import read_log
 from fengwu_ghr.training.world import World
 

@@ -15,10 +15,10 @@ from fengwu_ghr.backbone import architecture
 from fengwu_ghr.catalogue import create_model
 from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.grid import product_grid
+from fengwu_ghr.progress import Silence
 from fengwu_ghr.training import sources
 from fengwu_ghr.training.evidence import EvidenceSettings, baseline_bias, initial_dates, score
 from fengwu_ghr.training.members import restart_path
-from fengwu_ghr.training.progress import Silence
 from fengwu_ghr.training.reference import ReferenceForecasts
 from fengwu_ghr.training.sources import InitialDate
 from fengwu_ghr.training.specs import SourceSpec

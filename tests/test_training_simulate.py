@@ -27,6 +27,7 @@ from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.grib.decode import plan_analysis, read_analysis
 from fengwu_ghr.grib.encode import packing_bound
 from fengwu_ghr.grid import LatLonGrid, product_grid, regular_gaussian_grid
+from fengwu_ghr.progress import Progress, Silence
 from fengwu_ghr.training import reference
 from fengwu_ghr.training import simulate as module
 from fengwu_ghr.training.levels import DRY_AIR, SIGMA, SigmaColumns
@@ -40,7 +41,6 @@ from fengwu_ghr.training.members import (
     member_folder,
     restart_path,
 )
-from fengwu_ghr.training.progress import Progress, Silence
 from fengwu_ghr.training.reference import ReferenceForecasts, restart_indices, write_initial_conditions
 from fengwu_ghr.training.simulate import simulate, simulate_member
 from fengwu_ghr.training.simulator import SimulatedState, Simulator
@@ -744,7 +744,7 @@ def test_killed_processes_resume_to_the_same_bytes(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from fengwu_ghr.training.progress import Silence
+from fengwu_ghr.progress import Silence
 from fengwu_ghr.training.members import SimulateSettings
 from fengwu_ghr.training.simulate import simulate
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from fengwu_ghr.catalogue import create_model
 from fengwu_ghr.checkpoint import Checkpoint, load_model
 from fengwu_ghr.errors import UsageError
 from fengwu_ghr.grid import NetworkGrid, backbone_grid, product_grid
+from fengwu_ghr.progress import Silence
 from fengwu_ghr.regrid import NetworkMap, Regridder
 from fengwu_ghr.remap import keep_to_bounds, remap_state
 from fengwu_ghr.training import sources
 from fengwu_ghr.training.downscale import WEIGHTS, Downscaling, Interpolation, Refiner, SeasonalDetail
 from fengwu_ghr.training.normals import Normals
-from fengwu_ghr.training.progress import Silence
 from fengwu_ghr.training.reference import ReferenceForecasts
 from fengwu_ghr.training.sources import InitialDate
 from fengwu_ghr.training.specs import SourceSpec

@@ -6,13 +6,16 @@ from functools import reduce
 import numpy as np
 import pytest
 
-from fengwu_ghr.grid import product_grid
+from fengwu_ghr.grid import LatLonGrid, product_grid
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.metrics import Share, bootstrap, share_won
+from fengwu_ghr.verify.regions import Regions
 from fengwu_ghr.verify.statistics import ANOMALIES, ERRORS, Sums, state_sums
 
 GRID = product_grid(80)
-AREAS = GRID.cell_areas()
+GLOBE = Regions.globe(GRID)
+HALVES = LatLonGrid(np.array([0.0]), np.array([0.0, 180]))
+PARTS = Regions(HALVES, {}, {"parts": np.array([[0.5, 1.5]], np.float32)})
 
 
 def dated(*sums: Sums) -> Sums:
@@ -27,7 +30,7 @@ def dated(*sums: Sums) -> Sums:
 def two_points(forecast: list[float], truth: list[float], climatology: list[float]) -> Sums:
     """One channel, two points of a quarter and three quarters of the area."""
     shaped = (np.array(v, np.float32).reshape(1, 1, 2) for v in (forecast, truth, climatology))
-    return state_sums(*shaped, areas=np.array([[0.25, 0.75]]))
+    return state_sums(*shaped, regions=PARTS)[:, 0]
 
 
 def random_dates(rng: np.random.Generator, dates: int = 4) -> Sums:
@@ -35,7 +38,7 @@ def random_dates(rng: np.random.Generator, dates: int = 4) -> Sums:
     fields = (
         [(rng.standard_normal(shape) * k + k).astype(np.float32) for k in (1, 2, 3)] for _ in range(dates)
     )
-    return dated(*(state_sums(*triple, areas=AREAS) for triple in fields))
+    return dated(*(state_sums(*triple, regions=GLOBE)[:, 0] for triple in fields))
 
 
 def test_scores_by_hand() -> None:
@@ -81,7 +84,7 @@ def test_acc_of_a_known_mixture(rng: np.random.Generator) -> None:
         np.broadcast_to(np.sqrt(2) * w, GRID.shape) for w in (np.cos(longitude), np.sin(longitude))
     )
     truth, forecast = (v[None].astype(np.float32) for v in (signal, 0.6 * signal + 0.3 * noise + 5))
-    sums = dated(state_sums(forecast, truth, np.zeros_like(truth), areas=AREAS))
+    sums = dated(state_sums(forecast, truth, np.zeros_like(truth), regions=GLOBE)[:, 0])
     assert metrics.acc(sums) == pytest.approx(2 / np.sqrt(5), rel=1e-6)
     assert metrics.activity_ratio(sums) == pytest.approx(np.sqrt(0.45), rel=1e-6)
     # The uncentred one counts the offset of 5 as unlike.
@@ -90,11 +93,11 @@ def test_acc_of_a_known_mixture(rng: np.random.Generator) -> None:
 
 def test_perfect_and_climatological_forecasts(rng: np.random.Generator) -> None:
     truth, climatology = (rng.standard_normal((2, 2, *GRID.shape))).astype(np.float32)
-    perfect = dated(state_sums(truth, truth, climatology, areas=AREAS))
+    perfect = dated(state_sums(truth, truth, climatology, regions=GLOBE)[:, 0])
     assert not metrics.rmse(perfect).any()
     np.testing.assert_allclose(metrics.acc(perfect), 1)
     np.testing.assert_allclose(metrics.activity_ratio(perfect), 1)
-    normal = dated(state_sums(climatology, truth, climatology, areas=AREAS))
+    normal = dated(state_sums(climatology, truth, climatology, regions=GLOBE)[:, 0])
     np.testing.assert_array_equal(metrics.rmse(normal), metrics.rmse_of_climatology(normal))
     assert not metrics.forecast_activity(normal).any()
     assert np.isnan(metrics.acc(normal)).all()  # no anomaly, no correlation
@@ -124,7 +127,7 @@ def test_pooled_scores_follow_from_sums_of_dates(rng: np.random.Generator) -> No
 def test_a_forecast_that_blew_up_shows_in_every_score(rng: np.random.Generator) -> None:
     forecast, truth, climatology = rng.standard_normal((3, 2, *GRID.shape)).astype(np.float32)
     forecast[0] = np.inf
-    broken = dated(*[state_sums(f, truth, climatology, areas=AREAS) for f in (forecast, truth)])
+    broken = dated(*[state_sums(f, truth, climatology, regions=GLOBE)[:, 0] for f in (forecast, truth)])
     for score in (metrics.rmse, metrics.bias, metrics.acc, metrics.acc_wb2, metrics.activity_ratio):
         assert not np.isfinite(score(broken)[0, 0])
         assert np.isfinite(score(broken)[0, 1])

@@ -108,7 +108,7 @@ def plan_analysis(
             fields,
             channels,
             initial_time=initial_time,
-            pick=lambda found: _pick(found, ready),
+            pick=lambda found: pick(found, ready),
             earlier=earlier,
         )
     _check_grids(recipes)
@@ -128,10 +128,17 @@ def read_analysis(
     """
     with ThreadPoolExecutor(1) as thread, _borrow(pool, workers) as ready:
         facts = thread.submit(lambda: plan.files)  # while the workers decode
-        decoded = dict(zip(plan.fields, _decode(plan.fields, ready, deadline)))
-        fields = _make(plan.recipes, decoded)
+        fields = read_recipes(plan.recipes, pool=ready, deadline=deadline)
         provenance = _provenance(plan, facts.result())
     return Analysis(fields, plan.valid_time, plan.lead_of_input, provenance)
+
+
+def read_recipes(
+    recipes: Sequence[Recipe], *, pool: WorkerPool, deadline: float = DECODE_DEADLINE
+) -> dict[Channel, SourceField]:
+    """The channels that these recipes make, checked as in `read_analysis`, whose errors it raises."""
+    fields = tuple(dict.fromkeys(r.field for recipe in recipes for r in recipe.readings))
+    return _make(recipes, dict(zip(fields, _decode(fields, pool, deadline))))
 
 
 def decode(
@@ -206,7 +213,7 @@ def _shaped(values: Float32[np.ndarray, " point"], layout: Layout) -> Float32[np
     return values.reshape(layout.rows, layout.columns) if layout.rows else values
 
 
-def _pick(found: Sequence[FieldInfo], pool: WorkerPool) -> FieldInfo:
+def pick(found: Sequence[FieldInfo], pool: WorkerPool) -> FieldInfo:
     """The first of several messages of one field at one time; raises InputError unless all are byte-identical."""
     if len(found) > 1:
         replies = pool.run([field.task("digest") for field in found], deadline=DECODE_DEADLINE)

@@ -20,6 +20,7 @@ from fengwu_ghr.errors import UsageError
 from fengwu_ghr.grid import NetworkGrid
 from fengwu_ghr.initialise import build
 from fengwu_ghr.model_card import ModelCard
+from fengwu_ghr.progress import Progress
 from fengwu_ghr.training.dataset import FineSamples
 from fengwu_ghr.training.fine import FineForecast
 from fengwu_ghr.training.fine_tasks import Prepared, task_of
@@ -32,7 +33,6 @@ from fengwu_ghr.training.identity import (
 )
 from fengwu_ghr.training.loop import Ranks, TrainSettings, run_loop
 from fengwu_ghr.training.losses import LossWeights
-from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.record import last_validation
 from fengwu_ghr.training.scores import Scores
 from fengwu_ghr.training.stage import AdaptStage

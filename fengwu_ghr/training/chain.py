@@ -15,6 +15,7 @@ from fengwu_ghr.checkpoint import Checkpoint
 from fengwu_ghr.config import Section
 from fengwu_ghr.durable import make_folder, writing
 from fengwu_ghr.errors import UsageError
+from fengwu_ghr.progress import Progress
 from fengwu_ghr.training.adapt import adapt
 from fengwu_ghr.training.downscale import DownscaleSettings, train_downscaling
 from fengwu_ghr.training.evidence import EvidenceSettings, baseline_bias, score
@@ -22,7 +23,6 @@ from fengwu_ghr.training.identity import check_unseen, persisted_of
 from fengwu_ghr.training.members import SimulateSettings, complete_world
 from fengwu_ghr.training.normals import Normals
 from fengwu_ghr.training.pretrain import PretrainSettings, pretrain
-from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.reference import write_initial_conditions
 from fengwu_ghr.training.simulate import simulate
 from fengwu_ghr.training.specs import Kind, SourceSpec

@@ -24,15 +24,16 @@ from pydantic import Field, model_validator
 from fengwu_ghr.config import Section
 from fengwu_ghr.durable import lock
 from fengwu_ghr.errors import InputError, ResourceError, UsageError
+from fengwu_ghr.progress import Progress, Silence
 from fengwu_ghr.training.identity import claim, describe_world
 from fengwu_ghr.training.normals import Normals
-from fengwu_ghr.training.progress import Progress, Silence
 from fengwu_ghr.training.reference import restart_indices
 from fengwu_ghr.training.sources import Fine, InitialDate, Source
 from fengwu_ghr.training.specs import SourceSpec
 from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.world import STEP, World, save_array
 from fengwu_ghr.variables import HEADLINE
+from fengwu_ghr.verify.regions import Regions
 from fengwu_ghr.verify.spectra import spectral_sums, truncate
 from fengwu_ghr.verify.statistics import Start, Sums, state_sums
 
@@ -199,12 +200,13 @@ class _Job:
 def _sums_of_points(
     world: World, fields: Fields, ground: Mapping[str, Bool[np.ndarray, "lat lon"]]
 ) -> Iterator[tuple[str, Sums]]:
-    areas = world.fine_grid.cell_areas()
-    yield "everywhere", state_sums(*fields, areas=areas)
+    globe = Regions.globe(world.fine_grid)
+    yield "everywhere", state_sums(*fields, regions=globe)[:, 0]
     if ground:
         rows = [world.channels.names.index(name) for name in ground]
         points = np.stack(list(ground.values()))
-        yield "above_ground", state_sums(*(state[rows] for state in fields), areas=areas, points=points)
+        sums = state_sums(*(state[rows] for state in fields), regions=globe, points=points)
+        yield "above_ground", sums[:, 0]
 
 
 def _sums_of_waves(world: World, fields: Fields, wavenumber: int) -> Iterator[tuple[str, Sums]]:
@@ -212,7 +214,7 @@ def _sums_of_waves(world: World, fields: Fields, wavenumber: int) -> Iterator[tu
     forecast, truth, normal = (state[rows] for state in fields)
     yield "spectra", spectral_sums(forecast, truth, grid)
     cut = (truncate(state, grid, wavenumber=wavenumber) for state in (forecast, truth, normal))
-    yield "truncated", state_sums(*cut, areas=grid.cell_areas())
+    yield "truncated", state_sums(*cut, regions=Regions.globe(grid))[:, 0]
 
 
 @lru_cache(maxsize=1)

@@ -29,7 +29,7 @@ from fengwu_ghr.config import Section
 from fengwu_ghr.durable import lock, make_folder, writing
 from fengwu_ghr.engine.torch_engine import check_device
 from fengwu_ghr.errors import Interrupted, UsageError
-from fengwu_ghr.training.progress import Progress
+from fengwu_ghr.progress import Progress
 from fengwu_ghr.training.record import Log, SavedState, draw_curves, load_state, save_state
 
 FINAL_RATE = 0.02

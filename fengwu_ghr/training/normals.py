@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from fengwu_ghr.errors import InputError
+from fengwu_ghr.progress import Progress
 from fengwu_ghr.regrid import Regridder
 from fengwu_ghr.remap import remap_state
 from fengwu_ghr.training.identity import claim, describe_world
-from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.world import World
 from fengwu_ghr.variables import ChannelSet
 from fengwu_ghr.verify.climatology import Climatology, HarmonicFit, Period

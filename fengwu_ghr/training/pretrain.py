@@ -29,6 +29,7 @@ from fengwu_ghr.forcing import Forcing
 from fengwu_ghr.grid import backbone_grid
 from fengwu_ghr.initialise import build
 from fengwu_ghr.model_card import ModelCard, Statistics
+from fengwu_ghr.progress import Progress
 from fengwu_ghr.training.dataset import Coarsening, Samples, backbone_samples, draw, noise_generator
 from fengwu_ghr.training.forcings import coarse_forcings, network_static
 from fengwu_ghr.training.identity import (
@@ -41,7 +42,6 @@ from fengwu_ghr.training.identity import (
 )
 from fengwu_ghr.training.loop import Ranks, Task, TrainSettings, run_loop
 from fengwu_ghr.training.losses import LossSettings, LossWeights, weighted_mse
-from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.record import last_validation
 from fengwu_ghr.training.scores import Scores
 from fengwu_ghr.training.world import STEP_HOURS, World, WorldStatistics

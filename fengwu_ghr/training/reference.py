@@ -18,8 +18,8 @@ from jaxtyping import Float32
 from fengwu_ghr.durable import make_folder, writing
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.grib.encode import GribEncoder, write_messages
+from fengwu_ghr.progress import Progress
 from fengwu_ghr.training.members import Member, restart_path
-from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.simulate import StateMaker
 from fengwu_ghr.training.simulator import Simulator
 from fengwu_ghr.training.world import Series, World
@@ -86,19 +86,21 @@ def write_analysis(
     world: World, fine: Float32[np.ndarray, "channel lat lon"], valid_time: datetime, path: Path
 ) -> None:
     """A state of the world lies in this file as a GRIB2 analysis, every channel of it."""
-    write_messages(path, analysis_messages(world, fine, valid_time, world.channels.names))
+    write_messages(path, state_messages(world, fine, valid_time, world.channels.names))
 
 
-def analysis_messages(
+def state_messages(
     world: World,
     fine: Float32[np.ndarray, "channel lat lon"],
-    valid_time: datetime,
+    initial_time: datetime,
     names: Sequence[str],
+    *,
+    lead: timedelta = timedelta(0),
 ) -> list[tuple[Channel, bytes]]:
-    """These channels of a state of the world as GRIB2 messages of an analysis."""
+    """These channels of a state on the world's grid as GRIB2 messages: of an analysis, or at a lead of a forecast."""
     encoder, rows = GribEncoder(world.fine_grid), [world.channels.names.index(name) for name in names]
     return [
-        (channel, encoder.encode(channel, fine[row], initial_time=valid_time, lead=timedelta(0)))
+        (channel, encoder.encode(channel, fine[row], initial_time=initial_time, lead=lead))
         for row, channel in ((row, world.channels.channels[row]) for row in rows)
     ]
 

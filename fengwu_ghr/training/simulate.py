@@ -25,6 +25,7 @@ from fengwu_ghr.coarsen import AreaMean
 from fengwu_ghr.durable import lock, replace_file
 from fengwu_ghr.errors import FengwuError, InputError, UsageError
 from fengwu_ghr.grid import backbone_grid, product_grid
+from fengwu_ghr.progress import Progress
 from fengwu_ghr.regrid import Regridder
 from fengwu_ghr.remap import remap_state
 from fengwu_ghr.training.levels import mean_sea_level_pressure, to_pressure_level
@@ -39,7 +40,6 @@ from fengwu_ghr.training.members import (
     reached,
     restart_path,
 )
-from fengwu_ghr.training.progress import Progress
 from fengwu_ghr.training.simulator import SimulatedState, Simulator
 from fengwu_ghr.training.world import World, coarse_path, new_array, save_array
 from fengwu_ghr.variables import ChannelSet, channel_set

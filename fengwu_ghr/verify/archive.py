@@ -41,6 +41,15 @@ def read_archive(path: Path, kind: str) -> dict[str, np.ndarray]:
     return arrays
 
 
+def read_array(path: Path, kind: str, name: str) -> np.ndarray:
+    """One array of such a file, without reading the others. Raises InputError as `read_archive`."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
+            return np.asarray(content[name])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, AttributeError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as a {kind}: {error}; make it again") from error
+
+
 def _named(content: object) -> dict[str, np.ndarray]:
     if not isinstance(content, Mapping):
         raise ValueError("it holds a single array")

@@ -50,7 +50,7 @@ class Climatology:
 
     def at(self, valid_time: datetime) -> Float32[np.ndarray, "channel lat lon"]:
         """The climatological state for this time of the year, in physical units."""
-        weights = _terms(valid_time, self.coefficients.shape[0] // 2).astype(np.float32)
+        weights = harmonic_terms(valid_time, self.coefficients.shape[0] // 2).astype(np.float32)
         return np.tensordot(weights, self.coefficients, axes=1)
 
     def check_independent(self, valid_times: Iterable[datetime], *, member: int = 0) -> None:
@@ -122,7 +122,7 @@ class HarmonicFit:
         self._check_finite(values, valid_time)
         self._check_new({(member, valid_time)})
         self._times.add((member, valid_time))
-        terms = _terms(valid_time, self.harmonics)
+        terms = harmonic_terms(valid_time, self.harmonics)
         self._matrix += np.outer(terms, terms)
         for channel, field in enumerate(values):
             # Channel by channel: the temporaries stay in the cache.
@@ -140,30 +140,10 @@ class HarmonicFit:
 
     def solve(self) -> Climatology:
         """The least-squares climatology. Raises InputError where the states leave seasons open."""
-        condition = self._condition()
-        if not condition <= _WORST_CONDITION:
-            raise InputError(
-                f"a climatology needs states of all seasons; {len(self._times)} states in "
-                f"{', '.join(map(str, self._periods())) or 'no period'} leave {self.harmonics} annual harmonics "
-                f"undetermined (condition {condition:.3g}, at most {_WORST_CONDITION:g}): add the missing months "
-                "or fit fewer harmonics"
-            )
+        check_condition(self._matrix, periods_of(self._times), states=len(self._times))
         terms = self._matrix.shape[0]
         solution = np.linalg.solve(self._matrix, self._sums.reshape(terms, -1)).reshape(self._sums.shape)
-        return Climatology(self.grid, self.channels, solution.astype(np.float32), self._periods())
-
-    def _condition(self) -> float:
-        return float(np.linalg.cond(self._matrix)) if self._times else np.inf
-
-    def _periods(self) -> tuple[Period, ...]:
-        periods: list[Period] = []
-        for member, time in sorted(self._times):
-            last = periods[-1] if periods else None
-            if last and last.member == member and time - last.last <= _BREAK:
-                periods[-1] = last._replace(last=time)
-            else:
-                periods.append(Period(time, time, member))
-        return tuple(periods)
+        return Climatology(self.grid, self.channels, solution.astype(np.float32), periods_of(self._times))
 
     def _check_finite(self, values: np.ndarray, valid_time: datetime) -> None:
         broken = [name for name, field in zip(self.channels, values) if not np.isfinite(field).all()]
@@ -182,7 +162,34 @@ class HarmonicFit:
             )
 
 
-def _terms(valid_time: datetime, harmonics: int) -> Float64[np.ndarray, " term"]:
+def periods_of(times: Iterable[tuple[int, datetime]]) -> tuple[Period, ...]:
+    """The periods of these members and times: without a break of more than 30 days."""
+    periods: list[Period] = []
+    for member, time in sorted(times):
+        last = periods[-1] if periods else None
+        if last and last.member == member and time - last.last <= _BREAK:
+            periods[-1] = last._replace(last=time)
+        else:
+            periods.append(Period(time, time, member))
+    return tuple(periods)
+
+
+def check_condition(
+    matrix: Float64[np.ndarray, "term term"], periods: Sequence[Period], *, states: int
+) -> None:
+    """Raises InputError where the normal matrix of the fit leaves seasons open."""
+    condition = float(np.linalg.cond(matrix)) if states else np.inf
+    if not condition <= _WORST_CONDITION:
+        raise InputError(
+            f"a climatology needs states of all seasons; {states} states in "
+            f"{', '.join(map(str, periods)) or 'no period'} leave {matrix.shape[0] // 2} annual harmonics "
+            f"undetermined (condition {condition:.3g}, at most {_WORST_CONDITION:g}): add the missing months "
+            "or fit fewer harmonics"
+        )
+
+
+def harmonic_terms(valid_time: datetime, harmonics: int) -> Float64[np.ndarray, " term"]:
+    """1, cos s, sin s, cos 2 s ...: what the coefficients are multiplied with at this time of the year."""
     year = datetime(valid_time.year, 1, 1)
     season = 2 * pi * ((valid_time - year) / (datetime(valid_time.year + 1, 1, 1) - year))
     waves = ((cos(k * season), sin(k * season)) for k in range(1, harmonics + 1))

@@ -138,13 +138,14 @@ def bootstrap(
         counts = [sums.shape[0] for sums in dated]
         raise ValueError(f"one number of dates, at least a block of {block}, is needed; got {counts}")
     rng = np.random.default_rng(seed)
-    draws = (_resampled(dates, block, rng) for _ in range(samples))
+    draws = (resampled(dates, block, rng) for _ in range(samples))
     scores = np.stack([np.asarray(score(*(sums[draw] for sums in dated))) for draw in draws])
     lower, upper = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Interval(np.asarray(lower), np.asarray(upper))
 
 
-def _resampled(dates: int, block: int, rng: np.random.Generator) -> Int64[np.ndarray, " date"]:
+def resampled(dates: int, block: int, rng: np.random.Generator) -> Int64[np.ndarray, " date"]:
+    """As many dates as there are, drawn in blocks of successive ones."""
     starts = rng.integers(0, dates - block + 1, size=ceil(dates / block))
     return (starts[:, None] + np.arange(block)).ravel()[:dates]
 

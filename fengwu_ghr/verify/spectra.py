@@ -40,6 +40,13 @@ def cross(
     return _products(first, second, grid)[2]
 
 
+def is_analysable(grid: LatLonGrid) -> bool:
+    """Whether spectra of fields on this grid are exact: from pole to pole, twice as many columns as steps of rows."""
+    rows, columns = grid.shape
+    even = rows > 2 and np.allclose(np.diff(grid.latitude), -180 / (rows - 1), atol=1e-6)
+    return bool(even and grid.reaches_poles and grid.is_periodic and columns == 2 * (rows - 1))
+
+
 def spectral_sums(
     forecast: Float32[np.ndarray, "*batch lat lon"],
     truth: Float32[np.ndarray, "*batch lat lon"],
@@ -197,9 +204,8 @@ def _recursion(degrees: int, m: int) -> Iterator[tuple[float, float]]:
 @lru_cache(maxsize=16)
 def _degrees(grid: LatLonGrid) -> int:
     """L. Raises ValueError where the grid is not of the kind the analysis is exact for."""
-    rows, columns = grid.shape
-    even = np.allclose(np.diff(grid.latitude), -180 / (rows - 1), atol=1e-6) if rows > 2 else False
-    if not (even and grid.reaches_poles and grid.is_periodic and columns == 2 * (rows - 1)):
+    rows, _ = grid.shape
+    if not is_analysable(grid):
         raise ValueError(
             f"spectra need evenly spaced rows from pole to pole and twice as many columns as intervals; got {grid}"
         )

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Bool, Float32, Float64, Shaped
 
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.verify.archive import read_archive, write_archive
+from fengwu_ghr.verify.regions import Regions
 
 ERRORS = ("error", "squared_error", "absolute_error")
 ANOMALIES = (
@@ -27,7 +28,7 @@ ANOMALIES = (
 )
 """Departures from climatology. The squared truth anomaly is also the squared error of climatology as a forecast."""
 
-_BLOCK_POINTS = 2**16  # so many points of a few fields, in float64, stay in the cache of a core
+_BLOCK_POINTS = 2**16  # so many points of a few fields stay in the cache of a core
 _KIND = "table of verification sums"
 
 
@@ -35,8 +36,8 @@ _KIND = "table of verification sums"
 class Sums:
     """Area-weighted sums of statistics, and the area they stand for; all arrays have the same axes.
 
-    From one state the axis is (channel); stacked over dates and leads they are (date, lead, channel); spectra append
-    the total wavenumber. `weight` is a share of the sphere, times the number of dates; 0 means no data.
+    From one state the axes are (channel, region), or (channel, total wavenumber) of spectra; stacked over dates and
+    leads they are (date, lead, ...). `weight` is a share of the sphere, times the number of dates; 0 means no data.
     """
 
     weight: Float64[np.ndarray, "*axes"]
@@ -91,25 +92,49 @@ def state_sums(
     truth: Float32[np.ndarray, "channel lat lon"],
     climatology: Float32[np.ndarray, "channel lat lon"] | None = None,
     *,
-    areas: Float64[np.ndarray, "lat lon"],
+    regions: Regions,
     points: Bool[np.ndarray, "channel lat lon"] | None = None,
 ) -> Sums:
-    """Sums per channel for one initial time and lead: ERRORS, and ANOMALIES where a climatology is given.
+    """Sums by channel and region for one initial time and lead: ERRORS, and ANOMALIES where a climatology is given.
 
-    All fields are in physical units at the same valid time. `areas` is `LatLonGrid.cell_areas()`, zero outside a
-    region. Values where `points` is False (below ground, say) are never read; a NaN elsewhere makes its channel's
-    sums NaN. Arithmetic in float64, some rows at a time. Raises ValueError where shapes differ.
+    All fields are in physical units at the same valid time, on the grid of the regions. Values where `points` is
+    False (below ground, say) are never read; a NaN elsewhere makes its channel's sums NaN. Arithmetic in
+    float64, some rows at a time. Raises ValueError where shapes differ.
     """
     fields = [forecast, truth] if climatology is None else [forecast, truth, climatology]
-    _check_shapes(*fields, *(() if points is None else (points,)), areas=areas)
+    _check_shapes(*fields, *(() if points is None else (points,)), shape=regions.grid.shape)
     count, names = forecast.shape[0], ERRORS if climatology is None else ERRORS + ANOMALIES
-    result = Sums.zeros(names, (count,))
-    for channel, rows in product(range(count), _row_blocks(*areas.shape)):
-        inside = slice(None) if points is None else points[channel, rows]
-        block = [values[channel, rows][inside].astype(np.float64).ravel() for values in fields]
-        weights = areas[rows][inside].ravel()
-        result.weight[channel] += weights.sum()
-        for name, value in _block_sums(weights, *block).items():
+    result = Sums.zeros(names, (count, len(regions.names)))
+    for channel, rows in product(range(count), _row_blocks(*regions.grid.shape)):
+        inside = None if points is None else points[channel, rows]
+        block = [values[channel, rows].astype(np.float64) for values in fields]
+        weight, sums = _block_sums(block, inside, regions, rows)
+        result.weight[channel] += weight
+        for name in names:
+            result.sums[name][channel] += sums[name]
+    return result
+
+
+def field_sums(
+    fields: Mapping[str, Shaped[np.ndarray, "channel lat lon"]],
+    *,
+    regions: Regions,
+    known: Bool[np.ndarray, "channel lat lon"] | None = None,
+) -> Sums:
+    """Sums by channel and region of statistics that are there as fields, of numbers or of truths.
+
+    Points that are not `known` do not count, whatever they hold.
+    """
+    first = next(iter(fields.values()))
+    _check_shapes(*fields.values(), *(() if known is None else (known,)), shape=regions.grid.shape)
+    result = Sums.zeros(tuple(fields), (first.shape[0], len(regions.names)))
+    for channel, rows in product(range(first.shape[0]), _row_blocks(*regions.grid.shape)):
+        inside = None if known is None else known[channel, rows]
+        block = [_inside(values[channel, rows].astype(np.float64), inside) for values in fields.values()]
+        counted = np.ones_like(block[0]) if inside is None else inside.astype(np.float64)
+        weight, *sums = regions.sums(np.stack([counted, *block]), rows)
+        result.weight[channel] += weight
+        for name, value in zip(fields, sums):
             result.sums[name][channel] += value
     return result
 
@@ -129,12 +154,13 @@ class Start(NamedTuple):
 class DatedSums:
     """The sums of many forecasts by start and lead, each counted once.
 
-    `channels` names the first axis of every entry. `evaluated_on` says which points count ("1p8, above ground"): it
-    is shown with every score, and sums of other points do not mix in.
+    `channels` names the first axis of every entry, `regions` the second where there is one. `evaluated_on` says which
+    points count ("1p8, above ground"): it is shown with every score, and sums of other points do not mix in.
     """
 
     channels: tuple[str, ...]
     evaluated_on: str
+    regions: tuple[str, ...] = ()
     entries: dict[tuple[Start, timedelta], Sums] = field(default_factory=dict)
 
     @property
@@ -148,8 +174,9 @@ class DatedSums:
 
     def add(self, initial_time: datetime, lead: timedelta, sums: Sums, *, member: int = 0) -> None:
         """The sums of one forecast at one lead are held. Raises InputError where they already are."""
-        if sums.shape[:1] != (len(self.channels),):
-            raise ValueError(f"a table of {len(self.channels)} channels got sums of shape {sums.shape}")
+        named = tuple(len(names) for names in (self.channels, self.regions) if names)
+        if sums.shape[: len(named)] != named:
+            raise ValueError(f"a table of {named} channels and regions got sums of shape {sums.shape}")
         first = next(iter(self.entries.values()), sums)
         if (first.names, first.shape) != (sums.names, sums.shape):
             raise ValueError(f"a table of {first.names} {first.shape} got {sums.names} {sums.shape}")
@@ -163,11 +190,11 @@ class DatedSums:
     def only(self, starts: Collection[Start]) -> "DatedSums":
         """The forecasts of these starts."""
         kept = {key: sums for key, sums in self.entries.items() if key[0] in starts}
-        return DatedSums(self.channels, self.evaluated_on, kept)
+        return DatedSums(self.channels, self.evaluated_on, self.regions, kept)
 
     def merge(self, other: "DatedSums") -> None:
         """The other table's forecasts are held too. Raises InputError where the tables are not alike or overlap."""
-        for what in ("channels", "evaluated_on"):
+        for what in ("channels", "regions", "evaluated_on"):
             mine, its = getattr(self, what), getattr(other, what)
             if mine != its:
                 raise InputError(f"tables to be merged must agree on {what}; got {mine!r} and {its!r}")
@@ -199,6 +226,7 @@ class DatedSums:
             "member": np.array([start.member for start, _ in keys], np.int64),
             "lead": np.array([lead for _, lead in keys], "m8[s]"),
             "channels": np.array(self.channels, str),
+            "regions": np.array(self.regions, str),
             "evaluated_on": np.array(self.evaluated_on),
         }
         if keys:
@@ -211,7 +239,9 @@ class DatedSums:
     def load(cls, path: Path) -> "DatedSums":
         """The table of a file that `save` wrote. Raises InputError where it is none."""
         arrays = read_archive(path, _KIND)
-        table = cls(tuple(arrays["channels"].tolist()), str(arrays["evaluated_on"]))
+        # Tables were written before there were regions: they are of the whole grid.
+        regions = tuple(arrays["regions"].tolist()) if "regions" in arrays else ()
+        table = cls(tuple(arrays["channels"].tolist()), str(arrays["evaluated_on"]), regions)
         sums = {name[4:]: values for name, values in arrays.items() if name.startswith("sum_")}
         keys = zip(*(arrays[name].tolist() for name in ("initial_time", "lead", "member")))
         for i, (initial_time, lead, member) in enumerate(keys):
@@ -224,9 +254,10 @@ def paired(first: DatedSums, second: DatedSums) -> tuple[Sums, Sums]:
 
     Raises InputError where one lacks what the other has: a comparison over different dates compares the dates.
     """
-    if (first.channels, first.evaluated_on) != (second.channels, second.evaluated_on):
+    mine, its = ((table.channels, table.regions, table.evaluated_on) for table in (first, second))
+    if mine != its:
         raise InputError(
-            f"compared forecasts need the same channels and points; got {len(first.channels)} channels on "
+            f"compared forecasts need the same channels, regions and points; got {len(first.channels)} channels on "
             f"{first.evaluated_on!r} and {len(second.channels)} on {second.evaluated_on!r}"
         )
     alone = sorted(first.entries.keys() ^ second.entries.keys())
@@ -240,20 +271,37 @@ def paired(first: DatedSums, second: DatedSums) -> tuple[Sums, Sums]:
 
 
 def _block_sums(
-    weights: Float64[np.ndarray, " point"],
-    forecast: Float64[np.ndarray, " point"],
-    truth: Float64[np.ndarray, " point"],
-    climatology: Float64[np.ndarray, " point"] | None = None,
-) -> dict[str, float]:
+    fields: Sequence[Float64[np.ndarray, "row lon"]],
+    inside: Bool[np.ndarray, "row lon"] | None,
+    regions: Regions,
+    rows: slice,
+) -> tuple[Float64[np.ndarray, " region"], dict[str, Float64[np.ndarray, " region"]]]:
+    """The weight of these rows, and the sum of every statistic.
+
+    The anomaly of the truth o' is f' - e, e being the error: its sums need no pass of their own.
+    """
+    forecast, truth, *climatology = fields
     # A forecast that blew up gives NaN scores; the metrics show them, so numpy need not speak here.
     with np.errstate(invalid="ignore", over="ignore"):
-        error = forecast - truth
-        statistics = {"error": error, "squared_error": error**2, "absolute_error": np.abs(error)}
-        if climatology is not None:
-            ours, real = forecast - climatology, truth - climatology
-            statistics |= {"forecast_anomaly": ours, "truth_anomaly": real, "anomaly_product": ours * real}
-            statistics |= {"squared_forecast_anomaly": ours**2, "squared_truth_anomaly": real**2}
-        return {name: float(weights @ values) for name, values in statistics.items()}
+        error = _inside(forecast - truth, inside)
+        statistics = [error, error * error, np.abs(error)]
+        if climatology:
+            anomaly = _inside(forecast - climatology[0], inside)
+            statistics += [anomaly, anomaly * anomaly, anomaly * error]
+        counted = np.ones_like(error) if inside is None else inside.astype(np.float64)
+        sums = regions.sums(np.stack([counted, *statistics]), rows)
+        weight, e, ee, absolute, *rest = sums
+        found = dict(zip(ERRORS, (e, ee, absolute)))
+        if climatology:
+            a, aa, ae = rest
+            found |= dict(zip(ANOMALIES, (a, a - e, aa, aa - 2 * ae + ee, aa - ae)))
+    return weight, found
+
+
+def _inside(
+    values: Float64[np.ndarray, "row lon"], inside: Bool[np.ndarray, "row lon"] | None
+) -> Float64[np.ndarray, "row lon"]:
+    return values if inside is None else np.where(inside, values, 0.0)
 
 
 def _row_blocks(rows: int, columns: int) -> Iterator[slice]:
@@ -261,11 +309,11 @@ def _row_blocks(rows: int, columns: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
-def _check_shapes(*fields: np.ndarray, areas: np.ndarray) -> None:
-    wanted = (fields[0].shape[0], *areas.shape)
+def _check_shapes(*fields: np.ndarray, shape: tuple[int, int]) -> None:
+    wanted = (fields[0].shape[0], *shape)
     for values in fields:
         if values.shape != wanted:
-            raise ValueError(f"fields and areas must fit each other, here {wanted}; got {values.shape}")
+            raise ValueError(f"fields must fit each other and the regions, here {wanted}; got {values.shape}")
 
 
 def hours_text(lead: timedelta) -> str:

@@ -1,0 +1,87 @@
+"""A verification from its settings to its report: what the verb, the pipeline and the demonstration call."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import xarray as xr
+
+from fengwu_ghr.config import VerifySection, parse_time
+from fengwu_ghr.errors import UsageError
+from fengwu_ghr.progress import Progress
+from fengwu_ghr.variables import reading_units
+from fengwu_ghr.verify.comparison import Comparison
+from fengwu_ghr.verify.pieces import verify
+from fengwu_ghr.verify.report import write_report
+from fengwu_ghr.verify.results import comparisons, scores_of, write_results
+from fengwu_ghr.verify.verification import Verification, plan_verification
+
+_SHOWN_HOURS = (24, 72, 120, 240)
+
+
+@dataclass(frozen=True, eq=False)
+class Verified:
+    """What came of it: the scores, where they are written, and a table of the first of them."""
+
+    scores: xr.Dataset
+    compared: Mapping[str, Comparison]
+    files: tuple[Path, ...]
+    evaluated_on: str
+
+    @property
+    def title(self) -> str:
+        return f"RMSE over {self.scores['region'].values[0]}, and of the baselines, on {self.evaluated_on}"
+
+    @property
+    def columns(self) -> list[str]:
+        return ["channel", *(f"{hours:g} h" for hours in self._hours)]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """By channel: ours (theirs, in the order of the baselines) at a few leads, in the units people read."""
+        shown = self.scores["channel"].values.tolist()[:12]
+        return [[_labelled(name), *(self._cell(name, hours) for hours in self._hours)] for name in shown]
+
+    @property
+    def _hours(self) -> list[float]:
+        leads = self.scores["lead"].values.tolist()
+        return [hours for hours in leads if hours in _SHOWN_HOURS] or leads[:4]
+
+    def _cell(self, name: str, hours: float) -> str:
+        values = self.scores["rmse"].isel(region=0).sel(channel=name, lead=hours) * reading_units(name)[1]
+        ours, *theirs = (f"{float(v):.3g}" for v in values)
+        return f"{ours} ({', '.join(theirs)})" if theirs else ours
+
+
+def run_verification(settings: VerifySection, *, progress: Progress) -> Verified:
+    """Sums, scores and the report are in the output folder. Raises the errors of `plan_verification` and `verify`."""
+    with plan_verification(settings) as plan:
+        return report_of(plan, progress=progress)
+
+
+def report_of(plan: Verification, *, progress: Progress) -> Verified:
+    """What is missing of the sums is computed; scores and report are written."""
+    tables = verify(plan, progress=progress)
+    scores, compared = scores_of(plan, tables), comparisons(tables)
+    files = (
+        *write_results(scores, plan.settings.output),
+        write_report(plan, scores, compared, plan.settings.output),
+    )
+    return Verified(scores, compared, files[::-1], plan.evaluated_on)
+
+
+def chosen_times(times: Sequence[datetime], first: str | None, last: str | None) -> tuple[datetime, ...]:
+    """Those from `first` to `last`. Raises UsageError where a text is no time, or nothing is left."""
+    try:
+        begin, end = (parse_time(text) if text else None for text in (first, last))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    kept = tuple(t for t in times if (begin is None or t >= begin) and (end is None or t <= end))
+    if not kept:
+        raise UsageError(f"no analysis lies from {first} to {last}; there are {times[0]} to {times[-1]}")
+    return kept
+
+
+def _labelled(name: str) -> str:
+    return f"{name} [{reading_units(name)[0]}]"

@@ -1,0 +1,119 @@
+"""Places: forecasts at stations, error by error: sums by region, and by station where a map is wanted."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64
+
+from fengwu_ghr.grid import LatLonGrid
+from fengwu_ghr.verify.regions import Regions
+from fengwu_ghr.verify.stations import Observations, at_places, to_station_height, without_gross_errors
+from fengwu_ghr.verify.statistics import ERRORS, Sums
+
+ANALYSED = ("2t", "10ws", "msl")
+"""What the analysis is held against to find gross errors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Reports of stations, the regions they lie in, and the surface of the model where it is known."""
+
+    reports: Observations
+    regions: Regions
+    surface: tuple[Float32[np.ndarray, "lat lon"], LatLonGrid] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the stations measure."""
+        return tuple(self.reports.values)
+
+    @cached_property
+    def stations(self) -> tuple[str, ...]:
+        return tuple(np.unique(self.reports.station).tolist())
+
+    @cached_property
+    def coordinates(self) -> Float64[np.ndarray, "station 2"]:
+        """Latitude and longitude (-180 to 180) of every station, as first reported."""
+        _, first = np.unique(self.reports.station, return_index=True)
+        longitude = (self.reports.longitude[first] + 180) % 360 - 180
+        return np.stack([self.reports.latitude[first], longitude], axis=1)
+
+    def at(self, valid_time: datetime, truth: Mapping[str, tuple[np.ndarray, LatLonGrid]]) -> Observations:
+        """The reports of this time; values far from the truth, where it has them, are refused."""
+        reports = self.reports.at(valid_time)
+        expected = {name: self.model(name, *fields, reports) for name, fields in truth.items()}
+        return without_gross_errors(reports, expected)
+
+    def fingerprint(self, valid_time: datetime) -> str:
+        """Changes where the reports of this time change."""
+        reports = self.reports.at(valid_time)
+        digest = hashlib.sha256("\n".join(reports.station.tolist()).encode())
+        for column in (reports.latitude, reports.longitude, reports.elevation, *reports.values.values()):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+    def model(
+        self, name: str, values: Float32[np.ndarray, "lat lon"], grid: LatLonGrid, reports: Observations
+    ) -> Float64[np.ndarray, " report"]:
+        """What the field says at the stations; 2-metre temperature at their height where the surface is known."""
+        found = at_places(values, grid, reports.latitude, reports.longitude)
+        if name != "2t" or self.surface is None:
+            return found
+        height = at_places(*self.surface, reports.latitude, reports.longitude)
+        return to_station_height(found, height, reports.elevation)
+
+    def region_sums(
+        self, reports: Observations, models: Mapping[str, Float64[np.ndarray, " report"]]
+    ) -> Sums:
+        """Sums of errors by quantity and region; every station counts once."""
+        inside = self._inside(reports)
+        return _stacked([_sums(self._errors(reports, models, name), inside) for name in self.names])
+
+    def station_sums(
+        self, reports: Observations, models: Mapping[str, Float64[np.ndarray, " report"]]
+    ) -> Sums:
+        """Sums of errors by quantity and station."""
+        where = np.searchsorted(np.array(self.stations), reports.station)
+        own = np.zeros((len(reports), len(self.stations)), bool)
+        own[np.arange(len(reports)), where] = True
+        return _stacked([_sums(self._errors(reports, models, name), own) for name in self.names])
+
+    def _errors(
+        self, reports: Observations, models: Mapping[str, Float64[np.ndarray, " report"]], name: str
+    ) -> Float64[np.ndarray, " report"]:
+        """NaN where there is no model value or no observation."""
+        nothing = np.full(len(reports), np.nan)
+        return models.get(name, nothing) - reports.values[name]
+
+    def _inside(self, reports: Observations) -> Bool[np.ndarray, "report region"]:
+        """Which station lies in which region: that of the cell it lies in."""
+        grid = self.regions.grid
+        rows = np.searchsorted(-grid.row_edges[1:-1], -reports.latitude)
+        step = float(np.diff(grid.longitude).mean())
+        columns = np.rint(np.mod(reports.longitude - grid.longitude[0], 360) / step).astype(np.int64)
+        columns = columns % grid.shape[1] if grid.is_periodic else np.minimum(columns, grid.shape[1] - 1)
+        areas = grid.cell_areas()[rows, columns]
+        return np.stack(
+            [self._weights[name][rows, columns] > areas / 2 for name in self.regions.names], axis=1
+        )
+
+    @cached_property
+    def _weights(self) -> dict[str, Float64[np.ndarray, "lat lon"]]:
+        return {name: self.regions.weights(name) for name in self.regions.names}
+
+
+def _sums(errors: Float64[np.ndarray, " report"], groups: Bool[np.ndarray, "report group"]) -> Sums:
+    known = np.isfinite(errors)
+    error = np.where(known, errors, 0.0)
+    of_groups = groups.astype(np.float64)
+    statistics = (error, error**2, np.abs(error))
+    return Sums(known @ of_groups, {name: value @ of_groups for name, value in zip(ERRORS, statistics)})
+
+
+def _stacked(parts: Sequence[Sums]) -> Sums:
+    sums = {name: np.stack([part.sums[name] for part in parts]) for name in ERRORS}
+    return Sums(np.stack([part.weight for part in parts]), sums)
