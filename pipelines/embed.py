@@ -17,7 +17,7 @@ from fengwu_ghr import checkpoint, console, demo
 from fengwu_ghr.catalogue import packaged_folder
 from fengwu_ghr.config import read_settings
 from fengwu_ghr.errors import InputError, UsageError
-from fengwu_ghr.grib.encode import index_path, write_messages
+from fengwu_ghr.grib.encode import GribEncoding, Packing, index_path, write_messages
 from fengwu_ghr.options import exit_code
 from fengwu_ghr.progress import Silence
 from fengwu_ghr.training.chain import ChainSettings
@@ -28,6 +28,9 @@ from fengwu_ghr.variables import HEADLINE
 from fengwu_ghr.verify.climate_build import keep_climatology
 
 DAYS = 10
+_SMALL = GribEncoding(Packing(bits=12))
+"""Of what is only scored: half a step is a thousandth of the spread of a field, and everything embedded stays small."""
+_NORMALS_BITS = 14
 
 
 def embed(settings: ChainSettings, *, split: str, name: str) -> list[Path]:
@@ -67,7 +70,8 @@ def write_truth(world: World, series: Series, index: int, path: Path) -> None:
     messages = []
     for day in range(1, DAYS + 1):
         state = series.fine(index + day * (timedelta(days=1) // STEP))
-        messages += state_messages(world, state, series.times[index] + timedelta(days=day), HEADLINE)
+        valid_time = series.times[index] + timedelta(days=day)
+        messages += state_messages(world, state, valid_time, HEADLINE, encoding=_SMALL)
     write_messages(path, messages)
 
 
@@ -81,7 +85,7 @@ def write_numerical(world: World, series: Series, index: int, path: Path, *, tru
     )
     for step, state in enumerate(forecast, start=1):
         if (lead := step * STEP) % timedelta(days=1) == timedelta(0):
-            messages += state_messages(world, state, initial_time, HEADLINE, lead=lead)
+            messages += state_messages(world, state, initial_time, HEADLINE, lead=lead, encoding=_SMALL)
     write_messages(path, messages)
 
 
@@ -91,7 +95,7 @@ def write_normals(settings: ChainSettings, world: World) -> Path:
     target = demo.EMBEDDED / demo.NORMALS
     if target.exists():
         shutil.rmtree(target)
-    keep_climatology(normals.fine, HEADLINE, target, hours=(0.0,))
+    keep_climatology(normals.fine, HEADLINE, target, hours=(0.0,), keep_bits=_NORMALS_BITS)
     return target
 
 

@@ -84,7 +84,7 @@ hres = "{folder / "worse.zarr"}"
     )
     for _ in range(2):
         assert verify_hres.main([str(config)]) == 0
-        assert "RMSE over globe" in capsys.readouterr().out
+        assert "RMSE of the forecast (in brackets hres, persistence) over globe" in capsys.readouterr().out
     assert verify_hres.main([str(config), "verify.baselines={}"]) == 2
     assert "name the baseline" in capsys.readouterr().err
 

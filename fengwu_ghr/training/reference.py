@@ -17,7 +17,7 @@ from jaxtyping import Float32
 
 from fengwu_ghr.durable import make_folder, writing
 from fengwu_ghr.errors import InputError
-from fengwu_ghr.grib.encode import GribEncoder, write_messages
+from fengwu_ghr.grib.encode import GribEncoder, GribEncoding, write_messages
 from fengwu_ghr.progress import Progress
 from fengwu_ghr.training.members import Member, restart_path
 from fengwu_ghr.training.simulate import StateMaker
@@ -25,6 +25,7 @@ from fengwu_ghr.training.simulator import Simulator
 from fengwu_ghr.training.world import Series, World
 from fengwu_ghr.variables import Channel
 
+_PRODUCT = GribEncoding()
 INITIAL_CONDITIONS = "initial-conditions"
 """The folder of a world in which analyses of its test series lie as GRIB2."""
 
@@ -96,9 +97,13 @@ def state_messages(
     names: Sequence[str],
     *,
     lead: timedelta = timedelta(0),
+    encoding: GribEncoding = _PRODUCT,
 ) -> list[tuple[Channel, bytes]]:
     """These channels of a state on the world's grid as GRIB2 messages: of an analysis, or at a lead of a forecast."""
-    encoder, rows = GribEncoder(world.fine_grid), [world.channels.names.index(name) for name in names]
+    encoder, rows = (
+        GribEncoder(world.fine_grid, encoding),
+        [world.channels.names.index(name) for name in names],
+    )
     return [
         (channel, encoder.encode(channel, fine[row], initial_time=initial_time, lead=lead))
         for row, channel in ((row, world.channels.channels[row]) for row in rows)

@@ -19,6 +19,7 @@ from jaxtyping import Float32, Float64
 from fengwu_ghr.durable import make_folder, replace_file, writing
 from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.grid import LatLonGrid
+from fengwu_ghr.lead import round_mantissa
 from fengwu_ghr.progress import Progress
 from fengwu_ghr.variables import Channel
 from fengwu_ghr.verify.climate import ABOUT, ClimateStore, middle_of_month
@@ -70,14 +71,17 @@ def build_climate(
 
 
 def keep_climatology(
-    climatology: Climatology, names: Sequence[str], path: Path, *, hours: Sequence[float]
+    climatology: Climatology, names: Sequence[str], path: Path, *, hours: Sequence[float], keep_bits: int = 23
 ) -> ClimateStore:
-    """These channels of a fitted climatology that knows no hours, kept on disk for some of them."""
+    """These channels of a fitted climatology that knows no hours, kept on disk for some of them.
+
+    Coefficients are rounded to `keep_bits` bits of the mantissa.
+    """
     terms = climatology.coefficients
     with writing(path):
         make_folder(path)
         for name in names:
-            own = terms[:, climatology.channels.index(name)]
+            own = round_mantissa(terms[:, climatology.channels.index(name)].copy(), keep_bits)
             dataset = _dataset_of({"mean": [own] * len(hours)}, hours, climatology.grid, {}, name)
             dataset.to_zarr(path / name, mode="w", consolidated=False, encoding=_chunked(dataset))
     _save(

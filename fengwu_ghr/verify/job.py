@@ -31,7 +31,9 @@ class Verified:
 
     @property
     def title(self) -> str:
-        return f"RMSE over {self.scores['region'].values[0]}, and of the baselines, on {self.evaluated_on}"
+        own, *baselines = self.scores["source"].values.tolist()
+        beside = f" (in brackets {', '.join(baselines)})" if baselines else ""
+        return f"RMSE of the {own}{beside} over {self.scores['region'].values[0]}, on {self.evaluated_on}"
 
     @property
     def columns(self) -> list[str]:
