@@ -32,7 +32,8 @@ class Architecture:
     A patch covers `stride` + 1 rows and `stride` columns, so that the patches of a grid with both poles meet the
     last row; stride 3, 6 or 12 leaves none, one or two doublings to the decoder. `windows` take turns, then comes
     a global block. `res_after` lists the blocks that a RES block follows, `lora_steps` counts the sets of adapters,
-    each of which serves `lora_group` lead steps in a row. Input is `history` states, the oldest first, and what
+    each of which serves `lora_group` lead steps in a row. `sharing` is how many points to every side a tendency is
+    averaged over (0: not at all). Input is `history` states, the oldest first, and what
     `forcings` names; output is the next state or its tendency.
     """
 
@@ -59,6 +60,7 @@ class Architecture:
     predicts: Literal["state", "tendency"] = "tendency"
     split: Literal["pixel", "token"] = "pixel"
     forcings: tuple[Forcing, ...] = ()
+    sharing: int = 0
 
     def __post_init__(self) -> None:
         broken = [f"{rule} (got {value})" for holds, rule, value in self._rules() if not holds]
@@ -82,6 +84,8 @@ class Architecture:
         yield ranked, "a positive lora_rank where there are lora_steps", (self.lora_rank, self.lora_steps)
         yield self.lora_group > 0, "one or more lead steps per set of adapters in lora_group", self.lora_group
         yield self.history in (1, 2), "a history of 1 or 2", self.history
+        shared = self.sharing == 0 or (self.predicts == "tendency" and self.split == "pixel")
+        yield shared and self.sharing >= 0, "tendencies and the pixel-level split for sharing", self.sharing
         ordered = tuple(forcing for forcing in FORCINGS if forcing in self.forcings)
         yield (
             ordered == self.forcings,

@@ -91,6 +91,7 @@ class Checkpoint:
             "predicts": f"{a.predicts}, {card.step_hours} h a step, from {a.history} state(s)",
             "split": f"{a.split} level",
             "forcings": ", ".join(a.forcings) or "none",
+            "sharing": f"over {a.sharing} points to every side" if a.sharing else "none",
             "adapters": f"rank {a.lora_rank}, {a.lora_steps} set(s) of {a.lora_group} lead step(s)"
             if a.lora_steps
             else "none",

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fengwu_ghr.backbone import Architecture, Backbone, Block
+from fengwu_ghr.sharing import Sharing
 from fengwu_ghr.transfer import RES, AdaptedLinear, TransferModel
 
 
@@ -50,6 +51,8 @@ def initialise(network: nn.Module, *, seed: int) -> None:
             _finish_backbone(part)
         elif isinstance(part, RES):
             _start_at_the_split(part)
+        elif isinstance(part, Sharing):
+            part.start()
 
 
 @torch.no_grad()

@@ -271,6 +271,7 @@ def memory_of(
         "input fields": sum(analysis.bytes for analysis in analyses),
         "master states": state * checkpoint.history,
         "state being written": state * checkpoint.history,
+        "shared tendencies": (state + 2 * field) if checkpoint.architecture.sharing else 0,
         "fields being written": 8 * field * threads,
         "activations": activation_bytes(checkpoint.architecture, batch),
     }

@@ -17,6 +17,7 @@ from fengwu_ghr.attention.window import from_windows, self_attention, to_windows
 from fengwu_ghr.backbone import DECONVOLUTION, EPSILON, Architecture, Backbone, Linear, LinearFactory
 from fengwu_ghr.forcing import STATIC, ForcingFields
 from fengwu_ghr.grid import SUBFIELDS_PER_AXIS, NetworkGrid
+from fengwu_ghr.sharing import Sharing
 
 N = SUBFIELDS_PER_AXIS
 SUBFIELDS = N * N
@@ -180,7 +181,7 @@ class TransferModel(nn.Module):
     """A forecast step on the network grid, whole (`forward`) or in stages that bound the memory.
 
     The stages are `tokens_of` (all nine), `advance`, `write_next`. `batch` (9, 3 or 1) is how many of the nine are
-    worked on at a time; results agree to rounding. Without RES blocks and adapters it is the plain split. Lead
+    worked on at a time; results agree to rounding. Without RES blocks, sharing and adapters it is the plain split. Lead
     steps count from 0. Rows beyond the poles are the caller's to refill (`NetworkGrid.refill_beyond_poles`); with
     the token-level split they are not predicted and come back as in the newest state.
     """
@@ -190,6 +191,10 @@ class TransferModel(nn.Module):
         self.architecture = architecture
         self.backbone = Backbone(architecture, linear=_linear_factory(architecture))
         self.res = nn.ModuleList(RES(architecture) for _ in architecture.res_after)
+        self.sharing: Sharing | None = None
+        if architecture.sharing:
+            rows = N * architecture.grid_shape[0]
+            self.sharing = Sharing(architecture.channels, rows, radius=architecture.sharing)
         fixed = sum(forcing in STATIC for forcing in architecture.forcings)
         if fixed:
             rows, columns = architecture.grid_shape
@@ -206,6 +211,8 @@ class TransferModel(nn.Module):
         if self.architecture.split == "pixel":
             nine, told = split(states), None if forcing is None else split(forcing)
             tokens = self.advance(self.backbone.embed(nine, told), step=step, batch=nine.shape[0])
+            if self.sharing is not None:
+                return newest + self.sharing(recombine(self.backbone.decoder(tokens).to(newest)))
             return recombine(self.backbone.finish(self.backbone.decoder(tokens), split(newest)))
         told = None if forcing is None else forcing[:, :, 1:-1]
         tokens = unfold(self.backbone.to_tokens(states[:, :, 1:-1], told)) + self.backbone.position
@@ -264,9 +271,11 @@ class TransferModel(nn.Module):
         With the token-level split the decoder's norms span the globe: its features are held for all nine at once,
         and only the deconvolution is done in parts.
         """
+        if self.sharing is not None:
+            self._write_shared(self.sharing, target, newest, tokens, batch)
+            return
         if self.architecture.split == "pixel":
-            for first, some in zip(range(0, SUBFIELDS, batch), _subfields(batch)):
-                self._write(target, newest, some, self.backbone.decoder(tokens[first : first + batch]))
+            self._write_nine(target, newest, tokens, batch)
             return
         features = self.backbone.decoder.features(fold(tokens))
         for rows in _parts(features.shape[2], batch):
@@ -275,6 +284,21 @@ class TransferModel(nn.Module):
             place = (slice(None), slice(first, first + fields.shape[2]))
             self._write(target, newest, [place], fields)
         target[:, 0], target[:, -1] = newest[:, 0], newest[:, -1]
+
+    def _write_nine(self, target: Tensor, newest: Tensor, tokens: Tensor, batch: int) -> None:
+        for first, some in zip(range(0, SUBFIELDS, batch), _subfields(batch)):
+            self._write(target, newest, some, self.backbone.decoder(tokens[first : first + batch]))
+
+    def _write_shared(
+        self, sharing: Sharing, target: Tensor, newest: Tensor, tokens: Tensor, batch: int
+    ) -> None:
+        """Tendencies need a state of their own until all nine are there; they are shared channel by channel."""
+        tendency, weights = torch.zeros_like(newest), sharing.weights()
+        self._write_nine(tendency, tendency, tokens, batch)
+        for channel in range(len(newest)):
+            own = slice(channel, channel + 1)
+            shared = sharing.of_channels(tendency[None, own], weights[own])[0]
+            torch.add(newest[own], shared, out=target[own])
 
     def _run(self, tokens: Tensor, blocks: range, step: int, batch: int) -> Tensor:
         if not blocks:

@@ -31,6 +31,7 @@ NETWORK = (
     "attention",
     "forcing",
     "backbone",
+    "sharing",
     "transfer",
     "initialise",
     "checkpoint",

@@ -68,9 +68,10 @@ def adapt(world: World, stage: AdaptStage, base: Path, folder: Path, progress: P
 
 
 def grow(base: TransferModel, architecture: Architecture, *, seed: int = 0) -> TransferModel:
-    """A model of this architecture that forecasts exactly as `base` does: its weights, and added parts that rest.
+    """A model of this architecture that begins as `base`: its weights, and added parts that rest.
 
-    RES blocks end in zeros and adapters have B = 0 (`initialise`). Raises UsageError naming what differs where the
+    RES blocks end in zeros and adapters have B = 0 (`initialise`); sharing alone, which has no weights of rest, acts
+    from the start. Raises UsageError naming what differs where the
     architectures do not share their backbone, or a part of the base would be lost.
     """
     before = asdict(base.architecture)
@@ -147,7 +148,7 @@ def _architecture(stage: AdaptStage, source: Checkpoint) -> Architecture:
 
 def _is_trained(name: str, stage: AdaptStage) -> bool:
     part = part_of(name)
-    return part == {"res": "res", "lora": "adapters"}[stage.kind] or (
+    return part in {"res": ("res", "sharing"), "lora": ("adapters",)}[stage.kind] or (
         part == "backbone" and stage.base_rate > 0
     )
 
@@ -156,6 +157,7 @@ def _parts(architecture: Architecture) -> list[tuple[bool, set[str]]]:
     """For what transfer may add: whether it is there, and the fields that describe it."""
     return [
         (bool(architecture.res_after), {"res_after", "res_window", "res_mlp", "phase_embedding"}),
+        (bool(architecture.sharing), {"sharing"}),
         (bool(architecture.lora_steps), {"lora_rank", "lora_steps", "lora_alpha", "lora_group"}),
     ]
 

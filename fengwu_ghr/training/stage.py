@@ -25,6 +25,8 @@ class RESSettings(Section):
     """3 x 3 convolutions over the folded tokens, or the perceptron of the trunk, which cannot tell the nine apart."""
     phase_embedding: bool = True
     """Whether the blocks are told which of the nine a token comes from."""
+    sharing: int = Field(0, ge=0, le=4)
+    """Over so many points to every side the nine share their tendencies; at 0 they do not."""
 
 
 class AdapterSettings(Section):
@@ -107,7 +109,9 @@ class AdaptStage(Section):
     def _with_res(self, base: Architecture) -> Architecture:
         period, res = len(base.windows) + 1, self.res
         after = tuple(range(period - 1, base.depth, period)) if res.after is None else res.after
-        return replace(base, res_after=after, res_mlp=res.mlp, phase_embedding=res.phase_embedding)
+        return replace(
+            base, res_after=after, res_mlp=res.mlp, phase_embedding=res.phase_embedding, sharing=res.sharing
+        )
 
     def _with_adapters(self, base: Architecture) -> Architecture:
         a = self.adapters
