@@ -25,7 +25,8 @@ class RESSettings(Section):
     """3 x 3 convolutions over the folded tokens, or the perceptron of the trunk, which cannot tell the nine apart."""
     phase_embedding: bool = True
     """Whether the blocks are told which of the nine a token comes from."""
-    sharing: int = Field(0, ge=0, le=4)
+    # Left out where it is not used, so that what was trained before it was there stays what it is.
+    sharing: int = Field(0, ge=0, le=4, exclude_if=lambda radius: radius == 0)
     """Over so many points to every side the nine share their tendencies; at 0 they do not."""
 
 
