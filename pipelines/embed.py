@@ -28,7 +28,7 @@ from fengwu_ghr.variables import HEADLINE
 from fengwu_ghr.verify.climate_build import keep_climatology
 
 DAYS = 10
-_SMALL = GribEncoding(Packing(bits=12))
+_SMALL = Packing(bits=12)
 """Of what is only scored: half a step is a thousandth of the spread of a field, and everything embedded stays small."""
 _NORMALS_BITS = 14
 
@@ -71,7 +71,9 @@ def write_truth(world: World, series: Series, index: int, path: Path) -> None:
     for day in range(1, DAYS + 1):
         state = series.fine(index + day * (timedelta(days=1) // STEP))
         valid_time = series.times[index] + timedelta(days=day)
-        messages += state_messages(world, state, valid_time, HEADLINE, encoding=_SMALL)
+        messages += state_messages(
+            world, state, valid_time, HEADLINE, encoding=GribEncoding(_SMALL, is_analysis=True)
+        )
     write_messages(path, messages)
 
 
@@ -85,7 +87,9 @@ def write_numerical(world: World, series: Series, index: int, path: Path, *, tru
     )
     for step, state in enumerate(forecast, start=1):
         if (lead := step * STEP) % timedelta(days=1) == timedelta(0):
-            messages += state_messages(world, state, initial_time, HEADLINE, lead=lead, encoding=_SMALL)
+            messages += state_messages(
+                world, state, initial_time, HEADLINE, lead=lead, encoding=GribEncoding(_SMALL)
+            )
     write_messages(path, messages)
 
 

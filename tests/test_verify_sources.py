@@ -11,7 +11,7 @@ import xarray as xr
 from verified import CHANNELS, GRID, HOUR, START, truth_at, write_analyses, write_run
 
 from fengwu_ghr.errors import InputError
-from fengwu_ghr.grib.encode import GribEncoder, write_messages
+from fengwu_ghr.grib.encode import GribEncoder, GribEncoding, write_messages
 from fengwu_ghr.grid import product_grid
 from fengwu_ghr.variables import channel
 from fengwu_ghr.verify import metrics
@@ -88,6 +88,16 @@ def test_grib_of_our_own_is_an_analysis_and_a_forecast(tmp_path: Path) -> None:
     finally:
         forecast.close()
         truth.close()
+
+
+@pytest.mark.parametrize(("is_analysis", "kind"), [(True, "analysis"), (False, "step 0 of forecasts")])
+def test_analyses_and_first_steps_are_told_apart(tmp_path: Path, is_analysis: bool, kind: str) -> None:
+    z500 = channel("z500")
+    encoder = GribEncoder(GRID, GribEncoding(is_analysis=is_analysis))
+    message = encoder.encode(z500, truth_at(START)[0], initial_time=START, lead=timedelta(0))
+    write_messages(tmp_path / "a.grib2", [(z500, message)])
+    with closing(open_analyses([tmp_path / "a.grib2"])) as truth:
+        assert truth.kind == kind
 
 
 def test_run_stores_are_a_truth_too_and_named_for_what_they_are(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ class Packing:
 class GribEncoding:
     """What the headers say beside the field itself. `overrides` gives variables a packing of their own.
 
-    `production_status` is 16 for products, 17 for tests of the same chain (WMO table 1.3).
+    `production_status` is 16 for products, 17 for tests of the same chain (WMO table 1.3). Fields are of a forecast,
+    its step 0 too, unless `is_analysis` (tables 1.2, 1.4 and 4.3).
     """
 
     packing: Packing = Packing()
@@ -69,6 +70,7 @@ class GribEncoding:
     sub_centre: int = 0
     generating_process: int = 255
     production_status: int = 16
+    is_analysis: bool = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.overrides) - set(VARIABLES))
@@ -209,11 +211,11 @@ def _template(grid: LatLonGrid, encoding: GribEncoding, number: int) -> bytes:
                 "localTablesVersion": 0,
                 "centre": encoding.centre,
                 "subCentre": encoding.sub_centre,
-                "significanceOfReferenceTime": 1,
-                "typeOfProcessedData": 1,
+                "significanceOfReferenceTime": 0 if encoding.is_analysis else 1,
+                "typeOfProcessedData": 0 if encoding.is_analysis else 1,
                 "productionStatusOfProcessedData": encoding.production_status,
                 "productDefinitionTemplateNumber": number,
-                "typeOfGeneratingProcess": 2,
+                "typeOfGeneratingProcess": 0 if encoding.is_analysis else 2,
                 "backgroundProcess": 255,
                 "generatingProcessIdentifier": encoding.generating_process,
                 "hoursAfterDataCutoff": None,

@@ -25,7 +25,7 @@ from fengwu_ghr.training.simulator import Simulator
 from fengwu_ghr.training.world import Series, World
 from fengwu_ghr.variables import Channel
 
-_PRODUCT = GribEncoding()
+_ANALYSIS = GribEncoding(is_analysis=True)
 INITIAL_CONDITIONS = "initial-conditions"
 """The folder of a world in which analyses of its test series lie as GRIB2."""
 
@@ -97,7 +97,7 @@ def state_messages(
     names: Sequence[str],
     *,
     lead: timedelta = timedelta(0),
-    encoding: GribEncoding = _PRODUCT,
+    encoding: GribEncoding = _ANALYSIS,
 ) -> list[tuple[Channel, bytes]]:
     """These channels of a state on the world's grid as GRIB2 messages: of an analysis, or at a lead of a forecast."""
     encoder, rows = (
