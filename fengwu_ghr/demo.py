@@ -51,6 +51,7 @@ def verify_demo(folder: Path, *, progress: Progress) -> Verified:
         baselines={"numerical": (EMBEDDED / NUMERICAL,)},
         climatology=EMBEDDED / NORMALS,
         channels=HEADLINE,
+        leads_hours=tuple(range(24, LEAD_TIME_HOURS + 1, 24)),  # of which there is a truth
         thresholds=("10ws>=15", "2t>=303.15"),
         output=folder / "verification",
     )
