@@ -105,11 +105,14 @@ def test_it_goes_on_where_it_stopped_and_takes_no_other_settings(tmp_path: Path)
 
 def test_a_season_that_is_missing_is_told_and_what_was_begun_is_not_in_the_way(tmp_path: Path) -> None:
     summer = [time for time in YEAR if 5 <= time.month <= 8]
+
+    class Unread(Seasons):
+        def read(self, *_: object) -> np.ndarray:
+            pytest.fail("what cannot be used is read")
+
     for _ in range(2):
         with pytest.raises(InputError, match="needs states of all seasons"):
-            build_climate(
-                Seasons(summer), ["2t"], tmp_path / "summer", ClimateSettings(2), progress=Silence()
-            )
+            build_climate(Unread(summer), ["2t"], tmp_path / "summer", ClimateSettings(2), progress=Silence())
     with pytest.raises(InputError, match="without a finished channel"):
         ClimateStore.open(tmp_path / "summer")
     (tmp_path / "summer" / "climate.json").unlink()

@@ -205,6 +205,16 @@ def test_masks_hold_shares(tmp_path: Path, values: float, words: str | None) -> 
     assert read_land(tmp_path / "m.nc", GRID).sum() == 5 * GRID.shape[1]
 
 
+def test_channels_are_in_the_order_of_the_registry_whatever_the_file_says(tmp_path: Path) -> None:
+    analyses = xr.open_zarr(write_analyses(tmp_path / "a.zarr", [START]), consolidated=False)
+    backwards = analyses[list(analyses)[::-1]]
+    backwards.to_netcdf(tmp_path / "b.nc", engine="h5netcdf")
+    with closing(open_analyses([tmp_path / "b.nc"])) as source:
+        assert [str(c) for c in source.channels] == [
+            "z500", "z850", "u500", "u850", "v500", "v850", "t500", "t850", "2t", "10u", "10v",
+        ]  # fmt: skip
+
+
 def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
     analyses = write_analyses(tmp_path / "a.zarr", [START])
     run = write_run(tmp_path / "run.zarr", [START], [timedelta(0)])

@@ -55,6 +55,7 @@ class Holdings:
         self.instant: dict[Channel, dict[datetime, list[FieldInfo]]] = {}
         self.intervals: dict[Channel, dict[datetime, list[_Interval]]] = {}
         self.near: dict[str, list[tuple[FieldInfo, str]]] = {}
+        self._times: dict[Channel, set[datetime]] = {}
         for field in fields:
             self._add(field)
 
@@ -72,7 +73,12 @@ class Holdings:
             self.instant.setdefault(channel, {}).setdefault(time, []).append(field)
 
     def times(self, channel: Channel) -> set[datetime]:
-        """When the channel can be had, one way or another."""
+        """When the channel can be had, one way or another; not to be written to."""
+        if channel not in self._times:
+            self._times[channel] = self._times_of(channel)
+        return self._times[channel]
+
+    def _times_of(self, channel: Channel) -> set[datetime]:
         if channel.definition.is_accumulated:
             return {time for time in self.intervals.get(channel, {}) if self._ways(channel, time)}
         found = set(self.instant.get(channel, {}))

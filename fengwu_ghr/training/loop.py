@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from math import cos, isfinite, pi
 from pathlib import Path
 from time import perf_counter
@@ -142,6 +143,10 @@ class Ranks:
             for key, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
         )
         if size > 1 and not dist.is_initialized():
+            # Imported later, by an optimiser, it would keep the group as a default argument: the group's threads would
+            # outlive `destroy_process_group` and now and then abort the process as Python ends (torch 2.13).
+            import_module("torch.distributed.nn.functional")
+
             # The first rank validates while the others wait.
             dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=_LONGEST_WAIT)
             atexit.register(dist.destroy_process_group)

@@ -23,7 +23,7 @@ from fengwu_ghr.lead import round_mantissa
 from fengwu_ghr.progress import Progress
 from fengwu_ghr.variables import Channel
 from fengwu_ghr.verify.climate import ABOUT, ClimateStore, middle_of_month
-from fengwu_ghr.verify.climatology import Climatology, check_condition, harmonic_terms, periods_of
+from fengwu_ghr.verify.climatology import Climatology, Period, check_condition, harmonic_terms, periods_of
 from fengwu_ghr.verify.fields import Analyses
 from fengwu_ghr.verify.quantities import RAIN, Values, channels_of, earlier, quantity
 from fengwu_ghr.verify.rain import DRY_LIMIT_MM
@@ -89,7 +89,7 @@ def keep_climatology(
         {
             "of": "a fitted climatology",
             "grid": climatology.grid.name,
-            "covers": [[p.first.isoformat(), p.last.isoformat()] for p in climatology.covers],
+            "covers": _covers(climatology.covers),
             "harmonics": terms.shape[0] // 2,
             "percentiles": {},
             "channels": list(names),
@@ -104,15 +104,19 @@ def _about(analyses: Analyses, times: Sequence[datetime], settings: ClimateSetti
             f"a climatology is made on a latitude-longitude grid; {analyses.name} is on {analyses.grid}: "
             "remap the analyses first"
         )
-    covers = [[p.first.isoformat(), p.last.isoformat()] for p in periods_of((0, time) for time in times)]
     return {
         "of": analyses.name,
         "grid": analyses.grid.name,
-        "covers": covers,
+        "covers": _covers(periods_of((0, time) for time in times)),
         "times": len(times),
         "harmonics": settings.harmonics,
         "percentiles": {name: list(values) for name, values in (settings.percentiles or {}).items()},
     }
+
+
+def _covers(periods: Sequence[Period]) -> list[list[str]]:
+    """As `ClimateStore.covers` reads them."""
+    return [[period.first.isoformat(), period.last.isoformat()] for period in periods]
 
 
 def _begun(path: Path, about: Mapping[str, Any]) -> list[str]:
@@ -148,6 +152,7 @@ def _build_one(
         raise InputError(
             f"{analyses.name} has no time at which {', '.join(map(str, channels_of(name)))} is there"
         )
+    _check_seasons(usable, settings)
     grid = analyses.grid
     assert isinstance(grid, LatLonGrid)
     with writing(path):
@@ -163,6 +168,22 @@ def _build_one(
             scratch.unlink(missing_ok=True)
 
 
+def _check_seasons(times: Sequence[datetime], settings: ClimateSettings) -> None:
+    """Raises InputError, before anything is read, where the states of some hour leave seasons open."""
+    for hour in _hours(times):
+        own = [time for time in times if _hour(time) == hour]
+        terms = np.array([harmonic_terms(time, settings.harmonics) for time in own])
+        check_condition(terms.T @ terms, periods_of((0, time) for time in own), states=len(own))
+
+
+def _hour(time: datetime) -> float:
+    return time.hour + time.minute / 60
+
+
+def _hours(times: Sequence[datetime]) -> list[float]:
+    return sorted(set(map(_hour, times)))
+
+
 def _read_before(analyses: Analyses, time: datetime, channel: Channel, before: timedelta) -> Values:
     return analyses.read(channel, time - before)
 
@@ -170,10 +191,10 @@ def _read_before(analyses: Analyses, time: datetime, channel: Channel, before: t
 def _climate_of(
     name: str, spool: np.ndarray, times: Sequence[datetime], grid: LatLonGrid, settings: ClimateSettings
 ) -> xr.Dataset:
-    hours = sorted({time.hour + time.minute / 60 for time in times})
+    hours = _hours(times)
     made: dict[str, list[np.ndarray]] = {}
     for hour in hours:
-        chosen = np.array([time.hour + time.minute / 60 == hour for time in times])
+        chosen = np.array([_hour(time) == hour for time in times])
         own = [time for time, is_chosen in zip(times, chosen) if is_chosen]
         parts = [
             _statistics(name, spool[chosen, rows], own, settings) for rows in _blocks(spool.shape, len(hours))
@@ -192,7 +213,6 @@ def _statistics(
     """Harmonics of mean and variance; percentiles by month; for rain its categories."""
     values = block.astype(np.float64)
     terms = np.array([harmonic_terms(time, settings.harmonics) for time in times])
-    check_condition(terms.T @ terms, periods_of((0, time) for time in times), states=len(times))
     mean = _fitted(terms, values)
     departures = (values - np.tensordot(terms, mean, axes=1)) ** 2
     spread = _fitted(terms[:, : 1 + 2 * _VARIANCE_HARMONICS], departures)

@@ -122,7 +122,10 @@ class Gridded:
 
     @cached_property
     def places(self) -> dict[Channel, tuple[str, int | None]]:
-        """By channel, the variable that holds it and the index of its level."""
+        """By channel, the variable that holds it and the index of its level; in the order of the registry.
+
+        A Zarr store without consolidated metadata lists its variables in the order of the file system.
+        """
         found: dict[Channel, tuple[str, int | None]] = {}
         for name in map(str, self.dataset):
             try:
@@ -138,7 +141,10 @@ class Gridded:
                 found |= {Channel(definition.name, level): (name, index) for index, level in levels}
         for height in [channel for channel in found if channel.variable == "gh"]:
             found.setdefault(Channel("z", height.level), found[height])
-        return found
+        order = list(VARIABLES)
+        return dict(
+            sorted(found.items(), key=lambda item: (order.index(item[0].variable), item[0].level or 0))
+        )
 
     def read(self, channel: Channel, time: datetime, lead: timedelta | None) -> Field:
         """One field, north to south, from longitude 0 eastward, in registry units."""
@@ -216,11 +222,10 @@ class Gridded:
 
 
 @dataclass(frozen=True, eq=False)
-class DatasetForecasts:
-    """Forecasts of a dataset with initial times and leads."""
+class _OfDataset:
+    """What forecasts and analyses of a dataset have in common."""
 
     held: Gridded
-    kind: str = "forecast"
 
     @property
     def name(self) -> str:
@@ -233,6 +238,16 @@ class DatasetForecasts:
     @property
     def channels(self) -> tuple[Channel, ...]:
         return tuple(self.held.places)
+
+    def close(self) -> None:
+        self.held.dataset.close()
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetForecasts(_OfDataset):
+    """Forecasts of a dataset with initial times and leads."""
+
+    kind: str = "forecast"
 
     @property
     def initial_times(self) -> tuple[datetime, ...]:
@@ -250,28 +265,12 @@ class DatasetForecasts:
     def fingerprint(self, initial_time: datetime, lead: timedelta) -> str:
         return self.held.fingerprint
 
-    def close(self) -> None:
-        self.held.dataset.close()
-
 
 @dataclass(frozen=True, eq=False)
-class DatasetAnalyses:
+class DatasetAnalyses(_OfDataset):
     """Analyses of a dataset whose times are valid times."""
 
-    held: Gridded
     kind: str = "analysis"
-
-    @property
-    def name(self) -> str:
-        return self.held.path.stem
-
-    @property
-    def grid(self) -> LatLonGrid:
-        return self.held.grid
-
-    @property
-    def channels(self) -> tuple[Channel, ...]:
-        return tuple(self.held.places)
 
     @property
     def valid_times(self) -> tuple[datetime, ...]:
@@ -285,9 +284,6 @@ class DatasetAnalyses:
 
     def fingerprint(self, valid_time: datetime) -> str:
         return self.held.fingerprint
-
-    def close(self) -> None:
-        self.held.dataset.close()
 
 
 def open_dataset(path: Path) -> xr.Dataset:

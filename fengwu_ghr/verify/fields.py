@@ -26,9 +26,8 @@ Field = Float32[np.ndarray, "lat lon"]
 AnyGrid = LatLonGrid | ReducedGaussianGrid
 
 
-@runtime_checkable
-class Forecasts(Protocol):
-    """Fields by channel, initial time and lead. `kind` is what a reader is told of them."""
+class Source(Protocol):
+    """Fields by channel. `kind` is what a reader is told of them."""
 
     @property
     def name(self) -> str: ...
@@ -41,6 +40,15 @@ class Forecasts(Protocol):
 
     @property
     def channels(self) -> tuple[Channel, ...]: ...
+
+    def close(self) -> None:
+        """Nothing is left open."""
+        ...
+
+
+@runtime_checkable
+class Forecasts(Source, Protocol):
+    """Fields by channel, initial time and lead."""
 
     @property
     def initial_times(self) -> tuple[datetime, ...]: ...
@@ -63,26 +71,10 @@ class Forecasts(Protocol):
         """Changes where the fields of this time and lead change."""
         ...
 
-    def close(self) -> None:
-        """Nothing is left open."""
-        ...
-
 
 @runtime_checkable
-class Analyses(Protocol):
+class Analyses(Source, Protocol):
     """Fields by channel and valid time: what is taken for the truth."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def grid(self) -> AnyGrid: ...
-
-    @property
-    def channels(self) -> tuple[Channel, ...]: ...
 
     @property
     def valid_times(self) -> tuple[datetime, ...]: ...
@@ -97,10 +89,6 @@ class Analyses(Protocol):
 
     def fingerprint(self, valid_time: datetime) -> str:
         """Changes where the fields of this time change."""
-        ...
-
-    def close(self) -> None:
-        """Nothing is left open."""
         ...
 
 
@@ -143,7 +131,9 @@ class RunForecasts:
         return tuple(sorted(self._holders))
 
     def leads(self, initial_time: datetime) -> tuple[timedelta, ...]:
-        return self._holder(initial_time).committed(initial_time)
+        if initial_time not in self._leads:
+            self._leads[initial_time] = self._holder(initial_time).committed(initial_time)
+        return self._leads[initial_time]
 
     def read(self, channel: Channel, initial_time: datetime, lead: timedelta) -> Field:
         return self._holder(initial_time).read(channel, initial_time, lead)
@@ -168,6 +158,11 @@ class RunForecasts:
     @cached_property
     def _holders(self) -> dict[datetime, RunStore]:
         return {time: store for store in self.stores for time in store.plan.initial_times}
+
+    @cached_property
+    def _leads(self) -> dict[datetime, tuple[timedelta, ...]]:
+        """Those asked for so far: a verification asks for every channel of every lead."""
+        return {}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Fields in GRIB files, to be verified: of IFS-HRES, of other centres, and our own."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -32,10 +33,12 @@ class GribFiles:
     @classmethod
     def open(cls, paths: Sequence[Path], *, workers: int = 2) -> "GribFiles":
         """The fields of these files. Raises InputError where one cannot be read or none is ours."""
-        pool = WorkerPool(workers)
-        fields = tuple(found for found in scan(list(paths), pool=pool) if channel_of(found) is not None)
-        if not fields:
-            raise InputError(f"{', '.join(map(str, paths))} hold none of our variables")
+        with ExitStack() as opened:  # no worker is left where nothing is opened
+            pool = opened.enter_context(WorkerPool(workers))
+            fields = tuple(found for found in scan(list(paths), pool=pool) if channel_of(found) is not None)
+            if not fields:
+                raise InputError(f"{', '.join(map(str, paths))} hold none of our variables")
+            opened.pop_all()
         return cls(paths[0].stem, fields, pool)
 
     @cached_property
@@ -54,8 +57,15 @@ class GribFiles:
 
     def fingerprint(self, valid_time: datetime) -> str:
         """Of the files with fields of this time."""
-        paths = (found.path for found in self.fields if found.valid_time == valid_time)
-        return state_of_files(list(dict.fromkeys(paths)))
+        return state_of_files(list(self._paths.get(valid_time, ())))
+
+    @cached_property
+    def _paths(self) -> dict[datetime | None, dict[Path, None]]:
+        """The files with fields of each valid time, in the order of the fields."""
+        found: dict[datetime | None, dict[Path, None]] = {}
+        for one in self.fields:
+            found.setdefault(one.valid_time, {})[one.path] = None
+        return found
 
     def decode(self, holdings: Holdings, channel: Channel, time: datetime) -> Float32[np.ndarray, "*points"]:
         """The channel at its valid time, one way or another. Raises InputError where it cannot be had."""
@@ -78,11 +88,10 @@ class GribFiles:
 
 
 @dataclass(frozen=True, eq=False)
-class GribForecasts:
-    """Forecasts in GRIB files, by the initial time of their messages."""
+class _OfFiles:
+    """What forecasts and analyses in GRIB files have in common."""
 
     files: GribFiles
-    kind: str = "forecast"
 
     @property
     def name(self) -> str:
@@ -91,6 +100,16 @@ class GribForecasts:
     @property
     def grid(self) -> AnyGrid:
         return self.files.grid
+
+    def close(self) -> None:
+        self.files.pool.close()
+
+
+@dataclass(frozen=True, eq=False)
+class GribForecasts(_OfFiles):
+    """Forecasts in GRIB files, by the initial time of their messages."""
+
+    kind: str = "forecast"
 
     @cached_property
     def channels(self) -> tuple[Channel, ...]:
@@ -121,9 +140,6 @@ class GribForecasts:
     def fingerprint(self, initial_time: datetime, lead: timedelta) -> str:
         return self.files.fingerprint(initial_time + lead)
 
-    def close(self) -> None:
-        self.files.pool.close()
-
     def _run(self, initial_time: datetime) -> Holdings:
         if initial_time not in self._runs:
             raise InputError(f"{self.name} has no initial time {initial_time:%Y-%m-%d %H:%M}")
@@ -139,14 +155,8 @@ class GribForecasts:
 
 
 @dataclass(frozen=True, eq=False)
-class GribAnalyses:
+class GribAnalyses(_OfFiles):
     """Analyses in GRIB files by valid time; where only forecasts have a field the shortest is taken, and said."""
-
-    files: GribFiles
-
-    @property
-    def name(self) -> str:
-        return self.files.name
 
     @cached_property
     def kind(self) -> str:
@@ -157,10 +167,6 @@ class GribAnalyses:
         return (
             first if all(not found.step_end for found in instant) else f"{first}, else the shortest forecast"
         )
-
-    @property
-    def grid(self) -> AnyGrid:
-        return self.files.grid
 
     @cached_property
     def channels(self) -> tuple[Channel, ...]:
@@ -178,9 +184,6 @@ class GribAnalyses:
 
     def fingerprint(self, valid_time: datetime) -> str:
         return self.files.fingerprint(valid_time)
-
-    def close(self) -> None:
-        self.files.pool.close()
 
     @cached_property
     def _held(self) -> Holdings:

@@ -106,8 +106,8 @@ def _subtitle(scores: xr.Dataset) -> str:
 def _tiles(scores: xr.Dataset, comparisons: Mapping[str, Comparison]) -> list[str]:
     tiles = []
     for name, found in comparisons.items():
-        won, lost, undecided = found.count("globe" if "globe" in found.regions else found.regions[0])
-        share = found.share_better("globe" if "globe" in found.regions else found.regions[0])
+        region = "globe" if "globe" in found.regions else found.regions[0]
+        (won, lost, undecided), share = found.count(region), found.share_better(region)
         tiles.append(
             f'<div class="tile"><b>{100 * share:.1f} %</b>of targets better than {html.escape(name)}<br>'
             f'<span class="quiet">{won} won, {lost} lost, {undecided} undecided at 95 %</span></div>'
@@ -290,20 +290,14 @@ def _spectra(scores: xr.Dataset) -> dict[str, Any]:
 def _events(scores: xr.Dataset) -> dict[str, Any]:
     """By score, source and event: region, lead."""
     made = {}
-    for width in _widths(scores):
-        for source in scores["source"].values.tolist():
-            for event in scores["event"].values.tolist():
-                row = f"{event}, {width.removeprefix('FSS ')}"
-                values = (
-                    scores["fss"].sel(source=source, neighbourhood=row).transpose("region", "lead").values
-                )
-                made[f"{width}|{source}|{event}"] = _numbers(values)
-    for key, name in _EVENTS.items():
-        if key in scores:
-            for source in scores["source"].values.tolist():
-                for event in scores["event"].values.tolist():
-                    values = scores[key].sel(source=source, event=event).transpose("region", "lead").values
-                    made[f"{name}|{source}|{event}"] = _numbers(values)
+    for source in scores["source"].values.tolist() if "event" in scores.dims else []:
+        for event in scores["event"].values.tolist():
+            of_event = {name: scores[key].sel(event=event) for key, name in _EVENTS.items()}
+            for width in _widths(scores):
+                of_event[width] = scores["fss"].sel(neighbourhood=f"{event}, {width.removeprefix('FSS ')}")
+            for name, array in of_event.items():
+                values = array.sel(source=source).transpose("region", "lead").values
+                made[f"{name}|{source}|{event}"] = _numbers(values)
     return made
 
 

@@ -82,17 +82,15 @@ def bootstrap_means(
 
 def is_followed(times: Sequence[datetime]) -> Bool[np.ndarray, " date"]:
     """Whether the next date is the usual step away: the most frequent one. The last has none."""
-    steps = np.diff(np.array(times, "M8[s]"))
-    if steps.size == 0:
+    if len(times) < 2:
         return np.zeros(len(times), bool)
-    lengths, counts = np.unique(steps, return_counts=True)
-    return np.append(steps == lengths[counts.argmax()], False)
+    steps = np.diff(np.array(times, "M8[s]"))
+    return np.append(steps == np.timedelta64(spacing(times)), False)
 
 
 def spacing(times: Sequence[datetime]) -> timedelta:
-    """The usual step between dates."""
-    steps = np.diff(np.array(times, "M8[s]"))
-    lengths, counts = np.unique(steps, return_counts=True)
+    """The usual step between two dates or more."""
+    lengths, counts = np.unique(np.diff(np.array(times, "M8[s]")), return_counts=True)
     return timedelta(seconds=int(lengths[counts.argmax()].astype(int)))
 
 
