@@ -77,9 +77,12 @@ Read the package in the order of this list: a module uses only modules above it.
     verify.stations       what was measured, and what a field says at the place
     verify.reports        SYNOP, METAR and ISD files -> observations
     verify.places         errors at stations: sums by region and by station
+    verify.kept           sums in a folder that says what they are of; what results are made of
     verify.scoring        every sum of one initial time and lead, field by field
+    verify.pairing        which initial times and leads can be verified
     verify.verification   what is compared with what, where, on which measures
-    verify.pieces         the sums of every pair in files of their own; in parallel, resumable
+    verify.pieces         the sums of every pair are computed: in parallel, resumable
+    verify.online         the same while a forecast is computed, lead by lead
     verify.comparison     against a baseline: differences with confidence, targets won
     verify.results        scores as a dataset and as CSV
     verify.drawing        fields as small pictures, shores as a path

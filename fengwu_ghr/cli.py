@@ -107,13 +107,18 @@ def check(
         "compute.threads": threads,
     }
     from fengwu_ghr import console
+    from fengwu_ghr.forecast import online_verification
     from fengwu_ghr.preflight import plan_forecast
     from fengwu_ghr.resume import find_attempt
 
     fallback = {"output.zarr": "forecast.zarr"}
     plan = plan_forecast(_configuration(config, flags, input_, files, fallback=fallback), try_encoding=True)
     find_attempt(plan)
+    with online_verification(plan) as watch:
+        pass
     _show_plan(plan)
+    for note in watch.notes if watch else ():
+        console.OUT.print(f"verification: {note}")
     console.OUT.print("this forecast can run")
 
 
@@ -310,6 +315,10 @@ def _forecast(config: "RunConfig", *, quiet: bool) -> None:
     with console.LeadProgress(quiet=quiet) as progress:
         result = run_forecast(config, reporter=progress, plan=plan)
     _show_result(result)
+    if config.verify is not None and config.verify.online:
+        from fengwu_ghr.verify.job import run_on_sums
+
+        console.show_verified(run_on_sums([config.verify.output], config.verify.output))
 
 
 def _show_plan(plan: "ForecastPlan") -> None:

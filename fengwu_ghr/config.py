@@ -132,6 +132,7 @@ _THRESHOLD = re.compile(r"\s*(\w+?)\s*(>=|<=)\s*(p)?(-?[0-9.]+)\s*")
 class VerifySection(Section):
     """What is verified, against what, and how it is told. Empty lists mean all there is.
 
+    `online`: a forecast is scored lead by lead while it is computed, whatever is kept of it.
     `thresholds` are written `2t>=303.15`, in units of the registry, or `2t>=p95` for a percentile of the climatology.
     `boxes` are north, west, south, east, as `area` of a forecast; `masks` name files with a share of each cell.
     """
@@ -139,6 +140,7 @@ class VerifySection(Section):
     forecast: tuple[Path, ...] = Field(min_length=1)
     truth: tuple[Path, ...] = Field(min_length=1)
     output: Path
+    online: bool = False
     baselines: dict[str, tuple[Path, ...]] = {}
     persistence: bool = True
     climatology: Path | None = None
@@ -191,13 +193,29 @@ class VerifyConfig(Section):
 
 
 class RunConfig(Section):
-    """One forecast from one initial time."""
+    """One forecast from one initial time, and how it is verified; [verify] needs no forecast: it is of this one."""
 
     model: ModelSection
     input: InputSection
     output: OutputSection
     forecast: ForecastSection = ForecastSection()
     compute: ComputeSection = ComputeSection()
+    verify: VerifySection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _verifies_itself(cls, tree: Any) -> Any:
+        return _with_own_forecast(tree)
+
+    @model_validator(mode="after")
+    def _online_is_of_this_forecast(self) -> "RunConfig":
+        if self.is_verified_online and self.verify.forecast != (self.output.zarr,):  # type: ignore[union-attr]
+            raise ValueError("verify.online is of this forecast alone; leave verify.forecast out")
+        return self
+
+    @property
+    def is_verified_online(self) -> bool:
+        return self.verify is not None and self.verify.online
 
     @property
     def lead_time(self) -> timedelta:
@@ -248,7 +266,7 @@ def load_verification(
             f"overrides of a verification begin with verify., as verify.grid=1p5; got {stray[0]!r}"
         )
     _override(tree, overrides)
-    return _validated(VerifyConfig, {"verify": tree.get("verify", {})}).verify
+    return _validated(VerifyConfig, {"verify": _with_own_forecast(tree).get("verify", {})}).verify
 
 
 def read_settings(kind: type[Settings], path: Path, *, overrides: Sequence[str] = ()) -> Settings:
@@ -256,6 +274,14 @@ def read_settings(kind: type[Settings], path: Path, *, overrides: Sequence[str] 
     tree = _read_toml(path)
     _override(tree, overrides)
     return _validated(kind, tree)
+
+
+def _with_own_forecast(tree: Any) -> Any:
+    """A [verify] beside an [output] is of the forecast that is written there, unless it names another."""
+    match tree:
+        case {"verify": {**verify}, "output": {"zarr": store}} if "forecast" not in verify:
+            return {**tree, "verify": {**verify, "forecast": store}}
+    return tree
 
 
 def _override(tree: dict[str, Any], overrides: Sequence[str]) -> None:

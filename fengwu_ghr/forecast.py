@@ -1,17 +1,19 @@
 """One forecast from end to end: plan, ingest, roll out, write; or go on where an earlier attempt stopped."""
 
+import hashlib
+import json
 import logging
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32
 
 from fengwu_ghr.config import RunConfig
 from fengwu_ghr.engine.stepper import MasterState, Stepper
@@ -20,7 +22,7 @@ from fengwu_ghr.errors import UsageError
 from fengwu_ghr.export import claim_grib_folder, export_grib, export_netcdf
 from fengwu_ghr.grib.decode import Analysis, read_analysis
 from fengwu_ghr.grib.encode import GribEncoder
-from fengwu_ghr.outputs import GribSink, Outputs, Sink, ZarrSink
+from fengwu_ghr.outputs import GribSink, Outputs, ProductField, Sink, ZarrSink
 from fengwu_ghr.preflight import ForecastPlan, plan_forecast
 from fengwu_ghr.regrid import NetworkMap, Regridder
 from fengwu_ghr.remap import remap_field
@@ -28,6 +30,9 @@ from fengwu_ghr.resume import Attempt, find_attempt, identity, settle_compute
 from fengwu_ghr.rollout import RestartSchedule, Start, rollout
 from fengwu_ghr.store import RunStore, round_mantissa
 from fengwu_ghr.variables import Channel
+
+if TYPE_CHECKING:
+    from fengwu_ghr.verify.online import OnlineVerification
 
 LOG = logging.getLogger("fengwu_ghr")
 
@@ -68,24 +73,27 @@ def run_forecast(
     start, output = perf_counter(), config.output
     plan = plan or plan_forecast(config)
     attempt = find_attempt(plan)
-    is_complete = attempt.committed == set(plan.leads)
-    prepared = None if is_complete else _prepare(plan, attempt, reporter)
-    if output.grib:
-        claim_grib_folder(
-            output.grib,
-            plan.initial_time,
-            identity=identity(plan),
-            channels=plan.channels,
-            overwrite=output.overwrite,
-        )
-    with open_store(plan, overwrite=attempt.replaces) as store:
-        if prepared is None:
-            reporter.note(f"{store.path} already holds every lead of this forecast")
-        else:
-            _record(plan, store, attempt, prepared)
-            ForecastRun(plan, store, reporter).compute(prepared)
-        store.clear_restart(plan.initial_time)
-        files = _grib_files(plan, store)
+    with online_verification(plan) as watch:
+        is_complete = attempt.committed == set(plan.leads) and not (watch and watch.due)
+        prepared = None if is_complete else _prepare(plan, attempt, reporter)
+        if output.grib:
+            claim_grib_folder(
+                output.grib,
+                plan.initial_time,
+                identity=identity(plan),
+                channels=plan.channels,
+                overwrite=output.overwrite,
+            )
+        with open_store(plan, overwrite=attempt.replaces) as store:
+            if prepared is None:
+                reporter.note(f"{store.path} already holds every lead of this forecast")
+            else:
+                _record(plan, store, attempt, prepared)
+                if watch:
+                    watch.begin()
+                ForecastRun(plan, store, reporter, watch).compute(prepared)
+            store.clear_restart(plan.initial_time)
+            files = _grib_files(plan, store)
     if output.netcdf:
         reporter.note(f"writing {output.netcdf}")
         export_netcdf(output.zarr, output.netcdf)
@@ -96,6 +104,28 @@ def run_forecast(
         seconds=perf_counter() - start,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
+
+
+@contextmanager
+def online_verification(plan: ForecastPlan) -> Iterator["OnlineVerification | None"]:
+    """What scores the leads while they are computed; None where that is not asked for.
+
+    Raises the errors of `OnlineVerification`.
+    """
+    config = plan.config
+    if config.verify is None or not config.verify.online:
+        yield None
+        return
+    # Here, since it loads what few forecasts need.
+    from fengwu_ghr.verify.online import LeadInMemory, OnlineVerification
+
+    mark = hashlib.sha256(json.dumps(identity(plan), sort_keys=True).encode()).hexdigest()
+    grid, channels = plan.checkpoint.grid.product, plan.checkpoint.channels.channels
+    keeps_analysis = plan.leads[0] == timedelta(0) and (plan.grid, plan.channels) == (grid, channels)
+    leads = tuple(step * plan.step for step in range(0 if keeps_analysis else 1, plan.steps + 1))
+    forecast = LeadInMemory(config.output.zarr.stem, grid, channels, plan.initial_time, leads, mark)
+    with OnlineVerification(config.verify, forecast, threads=plan.output_threads) as watch:
+        yield watch
 
 
 @dataclass(frozen=True)
@@ -131,19 +161,27 @@ def _record(plan: ForecastPlan, store: RunStore, attempt: Attempt, prepared: Pre
 class ForecastRun:
     """The working parts of one forecast while it runs."""
 
-    def __init__(self, plan: ForecastPlan, store: RunStore, reporter: Reporter) -> None:
-        self.plan, self.store, self.reporter = plan, store, reporter
+    def __init__(
+        self,
+        plan: ForecastPlan,
+        store: RunStore,
+        reporter: Reporter,
+        watch: "OnlineVerification | None" = None,
+    ) -> None:
+        self.plan, self.store, self.reporter, self.watch = plan, store, reporter, watch
         self.checkpoint = plan.checkpoint
         self.channel_set = plan.checkpoint.channels
         self.map = NetworkMap(plan.checkpoint.grid)
         self.committed = set(store.committed(plan.initial_time))
+        if watch is not None:
+            watch.forecast.store = store
 
     def compute(self, prepared: Prepared) -> None:
         """Compute and commit every lead that is missing."""
         outputs = Outputs(self.sinks(), self.plan.channels, threads=self.plan.output_threads)
         try:
             if timedelta(0) in self._missing():
-                outputs.submit(timedelta(0), self.analysed(prepared.analyses[-1]))
+                outputs.submit(timedelta(0), partial(self._kept, self.analysed(prepared.analyses[-1])))
             start = self._start(prepared.analyses)
             prepared.analyses.clear()  # gigabytes at 0.09 degrees; writing lead 0 holds the newest until it is done
             self._roll(prepared.stepper, start, outputs)
@@ -160,18 +198,32 @@ class ForecastRun:
             for age, buffer in enumerate(reversed(buffers)):
                 stepper.get(buffer, age=age)
             lead = step * self.plan.step
-            save = partial(self._save_restart, step, buffers, schedule)
+            product = partial(self.predicted, buffers[-1])
+            after = partial(self._after, step, product, partial(self._save_restart, step, buffers, schedule))
             if lead in self._missing():
-                outputs.submit(lead, partial(self.predicted, buffers[-1]), after=save)
+                outputs.submit(lead, partial(self._kept, product), after=after)
             else:
-                outputs.run(save)
+                outputs.run(after)
             self.reporter.stepped(step, lead)
+
+    def _after(self, step: int, product: Callable[[Channel], ProductField], save: Callable[[], None]) -> None:
+        """The lead is scored, then the state saved: what is not scored is computed again."""
+        if self.watch is not None:
+            self.watch.see(step * self.plan.step, product)
+        save()
 
     def _missing(self) -> set[timedelta]:
         return set(self.plan.leads) - self.committed
 
+    def _first_needed(self) -> timedelta:
+        """The earliest lead that must be in memory once more."""
+        needed = self._missing()
+        if self.watch is not None:
+            needed |= {max(lead - self.watch.reach, self.plan.step) for lead in self.watch.due}
+        return min(needed)
+
     def _start(self, analyses: Sequence[Analysis]) -> Start:
-        before = min(self._missing()) // self.plan.step - 1
+        before = self._first_needed() // self.plan.step - 1
         restart = self.store.load_restart(self.plan.initial_time, max_step=before)
         if restart is not None:
             self.reporter.note(f"resuming after step {restart.step} from the saved state")
@@ -190,30 +242,34 @@ class ForecastRun:
             values[row] = remap_field(source.values, channel.definition, to_network)
         return self.checkpoint.normalisation.normalise(values, out=values)
 
-    def analysed(self, analysis: Analysis) -> Callable[[Channel], Float32[np.ndarray, "lat lon"]]:
+    def analysed(self, analysis: Analysis) -> Callable[[Channel], ProductField]:
         """Lead 0: the ingested analysis itself on the product grid, without the detour over the network grid."""
         grids = {field.grid for field in analysis.fields.values()}
         regridders = {grid: Regridder(grid, self.checkpoint.grid.product) for grid in grids}
 
-        def product(channel: Channel) -> Float32[np.ndarray, "lat lon"]:
+        def product(channel: Channel) -> ProductField:
             source = analysis.fields[channel]
             to_product = regridders[source.grid].apply
-            return self._product(remap_field(source.values, channel.definition, to_product))
+            return self._rounded(remap_field(source.values, channel.definition, to_product))
 
         return product
 
-    def predicted(self, state: MasterState, channel: Channel) -> Float32[np.ndarray, "lat lon"]:
+    def predicted(self, state: MasterState, channel: Channel) -> ProductField:
         row = self.channel_set.index(channel)
         field = self.checkpoint.normalisation.denormalise_field(state[row], row)
-        return self._product(remap_field(field, channel.definition, self.map.to_product))
+        return self._rounded(remap_field(field, channel.definition, self.map.to_product))
 
-    def _product(self, values: Float32[np.ndarray, "row column"]) -> Float32[np.ndarray, "lat lon"]:
-        """Of the area that is kept, rounded where asked."""
-        if self.plan.grid is not self.checkpoint.grid.product:
-            values = np.ascontiguousarray(values[self.plan.rows][:, self.plan.columns])
+    def _rounded(self, values: ProductField) -> ProductField:
         # Every product is rounded, not the store alone: GRIB made later from the store has the same bytes.
         keep_bits = self.plan.config.forecast.keep_bits
         return values if keep_bits is None else round_mantissa(values, keep_bits)
+
+    def _kept(self, product: Callable[[Channel], ProductField], channel: Channel) -> ProductField:
+        """Of the area that is kept."""
+        values = product(channel)
+        if self.plan.grid is self.checkpoint.grid.product:
+            return values
+        return np.ascontiguousarray(values[self.plan.rows][:, self.plan.columns])
 
     def _save_restart(self, step: int, buffers: Sequence[MasterState], schedule: RestartSchedule) -> None:
         if step == self.plan.steps or not schedule.is_due():

@@ -46,6 +46,8 @@ COMPUTE_EFFICIENCY = 0.2
 """Of a large matrix product's speed, what a whole step reaches."""
 CPU_ACTIVATION_BYTES = 2**30
 """More sub-fields at once than fit in this make a step slower on a CPU, not faster (measured at 0.09 degrees)."""
+VERIFIED_FIELDS = 12
+"""Held by a thread that scores a channel: forecast, truth, climatology, spectra of both."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ class ForecastPlan:
 
     @property
     def steps(self) -> int:
-        """Steps up to the last lead that is kept."""
-        return self.leads[-1] // self.step
+        """Steps up to the last lead that is kept or verified."""
+        last = self.config.lead_time if self.config.is_verified_online else self.leads[-1]
+        return last // self.step
 
     @property
     def store(self) -> StorePlan:
@@ -106,8 +109,7 @@ class ForecastPlan:
 
     def memory_with(self, batch: int) -> MemoryPlan:
         """The memory of this forecast with another batch of sub-fields."""
-        compute, threads = self.config.compute, self.output_threads
-        return memory_of(batch, self.checkpoint, self.analyses, compute, threads=threads)
+        return memory_of(batch, self.checkpoint, self.analyses, self.config, threads=self.output_threads)
 
     @property
     def disk_bytes(self) -> int:
@@ -127,7 +129,7 @@ class ForecastPlan:
     def facts(self) -> list[tuple[str, str]]:
         """The plan in words, one line per property."""
         hours = [lead // timedelta(hours=1) for lead in self.leads]
-        parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.memory.parts.items())
+        parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.memory.parts.items() if size)
         trained = "" if self.checkpoint.card.trained else " (untrained: its forecasts have no skill)"
         return [
             ("model", f"{self.checkpoint.card.name}{trained}"),
@@ -172,7 +174,7 @@ def plan_forecast(config: RunConfig, *, try_encoding: bool = False) -> ForecastP
         rows=rows,
         columns=columns,
         leads=leads,
-        memory=plan_memory(checkpoint, analyses, config.compute, threads=min(threads, MOST_OUTPUT_THREADS)),
+        memory=plan_memory(checkpoint, analyses, config, threads=min(threads, MOST_OUTPUT_THREADS)),
         threads=threads,
     )
     _check_targets(plan)
@@ -239,12 +241,12 @@ def select_area(
 
 
 def plan_memory(
-    checkpoint: Checkpoint, analyses: Sequence[AnalysisPlan], compute: ComputeSection, *, threads: int
+    checkpoint: Checkpoint, analyses: Sequence[AnalysisPlan], config: RunConfig, *, threads: int
 ) -> MemoryPlan:
     """The largest useful batch of sub-fields that stays inside the budget; raises ResourceError when none does."""
-    plans = [memory_of(batch, checkpoint, analyses, compute, threads=threads) for batch in BATCHES]
+    plans = [memory_of(batch, checkpoint, analyses, config, threads=threads) for batch in BATCHES]
     for plan in plans:
-        if plan.peak <= plan.budget and (plan.batch == 1 or _is_useful(plan, compute)):
+        if plan.peak <= plan.budget and (plan.batch == 1 or _is_useful(plan, config.compute)):
             return plan
     needed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.parts.items())
     raise ResourceError(
@@ -257,7 +259,7 @@ def memory_of(
     batch: int,
     checkpoint: Checkpoint,
     analyses: Sequence[AnalysisPlan],
-    compute: ComputeSection,
+    config: RunConfig,
     *,
     threads: int,
 ) -> MemoryPlan:
@@ -274,8 +276,9 @@ def memory_of(
         "shared tendencies": (state + 2 * field) if checkpoint.architecture.sharing else 0,
         "fields being written": 8 * field * threads,
         "activations": activation_bytes(checkpoint.architecture, batch),
+        "verification": VERIFIED_FIELDS * field * threads if config.is_verified_online else 0,
     }
-    return MemoryPlan(parts, batch, compute.memory_budget or int(MEMORY_SHARE * available_memory()))
+    return MemoryPlan(parts, batch, config.compute.memory_budget or int(MEMORY_SHARE * available_memory()))
 
 
 def _is_useful(plan: MemoryPlan, compute: ComputeSection) -> bool:

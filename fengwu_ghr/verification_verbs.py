@@ -1,6 +1,7 @@
 """The verbs of verification: `fengwu-ghr verify` and `fengwu-ghr climatology`."""
 
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from fengwu_ghr.options import Quiet, Verbose, list_of, verb
 
 if TYPE_CHECKING:
     from fengwu_ghr.config import VerifySection
+    from fengwu_ghr.verify.job import Verified
 
 Paths = list[Path] | None
 _FORMS = "run store, WeatherBench-2 Zarr, NetCDF, GRIB files or a folder of them"
@@ -58,6 +60,12 @@ def verify(
         list[str] | None,
         typer.Option(help="An event: '2t>=303.15', '10ws>=p98', 'tp24h>=10'. Several times."),
     ] = None,
+    sums: Annotated[
+        Paths,
+        typer.Option(
+            help="OUTPUT of earlier verifications, whose sums are read instead of any fields. Several times."
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for sums, scores and the report.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; default one per core.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler instead.")] = None,
@@ -91,6 +99,9 @@ def verify(
         "workers": workers,
         "scheduler": scheduler,
     }
+    if sums:
+        console.show_verified(_of_sums(sums, flags, more or []))
+        return
     settings = _settings(flags, more or [])
     with console.StepProgress(quiet=quiet) as progress:
         made = run_verification(settings, progress=progress)
@@ -154,6 +165,28 @@ def _settings(flags: dict[str, Any], more: list[str]) -> "VerifySection":
         raise UsageError(f"give one configuration; got {', '.join(files)}")
     path = Path(files[0]) if files else None
     return load_verification(path, flags=flags, overrides=[text for text in more if "=" in text])
+
+
+def _of_sums(folders: list[Path], flags: dict[str, Any], more: list[str]) -> "Verified":
+    """The report of sums that are there already, of the dates and leads asked for."""
+    from fengwu_ghr.verify.job import chosen_times, run_on_sums
+    from fengwu_ghr.verify.kept import KeptSums
+
+    allowed = ("output", "first", "last", "leads_hours")
+    given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value and name not in allowed]
+    if given or more:
+        raise UsageError(
+            "--sums takes --output, --first, --last and --leads; the sums decide the rest: leave out "
+            f"{', '.join([*given, *more])}"
+        )
+    if flags["output"] is None:
+        raise UsageError("verify --sums needs --output: where scores and report are to be written")
+    times = sorted({time for folder in folders for time, _ in KeptSums.open(folder).pairs})
+    kept = set(chosen_times(times, flags["first"], flags["last"]))
+    leads = {timedelta(hours=hours) for hours in flags["leads_hours"]}
+    return run_on_sums(
+        folders, flags["output"], wanted=lambda pair: pair[0] in kept and (not leads or pair[1] in leads)
+    )
 
 
 def _baselines(texts: list[str] | None) -> dict[str, list[str]]:

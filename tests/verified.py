@@ -73,19 +73,20 @@ def write_run(
     scale: float = 1.0,
     noise: float = 0.0,
     grid: LatLonGrid = GRID,
+    channels: Sequence[Channel] = CHANNELS,
 ) -> Path:
     """The truth plus `error_of` the lead, plus noise that is another for every date."""
-    plan = StorePlan(CHANNELS, grid, tuple(initial_times), tuple(leads))
+    plan = StorePlan(tuple(channels), grid, tuple(initial_times), tuple(leads))
     with RunStore.create(path, plan, {"title": "a test"}) as store:
         for time in initial_times:
             store.begin_run(time, {"seed": 1})
             for lead in leads:
-                values = truth_at(time + lead, grid) + np.float32(error_of(lead, scale))
+                values = truth_at(time + lead, grid, channels) + np.float32(error_of(lead, scale))
                 seed = int((time - START) / HOUR) + 1000 * int(lead / HOUR)
                 if noise and lead:
                     values = values + np.float32(noise * np.random.default_rng(seed).standard_normal())
                 writer = store.begin_lead(time, lead)
-                for c, field in zip(CHANNELS, values):
+                for c, field in zip(channels, values):
                     writer.write(c, np.ascontiguousarray(field, np.float32))
                 writer.commit()
     return path

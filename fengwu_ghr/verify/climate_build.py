@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,8 @@ def build_climate(
     todo = [name for name in names if name not in done]
     progress.begin("climatology", len(names) - len(todo), len(names))
     for count, name in enumerate(todo, start=1):
-        _build_one(analyses, name, chosen, path, settings)
-        done = [*done, name]
-        _save(path, {**about, "channels": [n for n in names if n in done]})
+        done[name] = _build_one(analyses, name, chosen, path, settings)
+        _save(path, about, done)
         progress.stepped(len(names) - len(todo) + count, {})
     return ClimateStore.open(path)
 
@@ -77,13 +77,14 @@ def keep_climatology(
 
     Coefficients are rounded to `keep_bits` bits of the mantissa.
     """
-    terms = climatology.coefficients
+    terms, digests = climatology.coefficients, {}
     with writing(path):
         make_folder(path)
         for name in names:
             own = round_mantissa(terms[:, climatology.channels.index(name)].copy(), keep_bits)
             dataset = _dataset_of({"mean": [own] * len(hours)}, hours, climatology.grid, {}, name)
             dataset.to_zarr(path / name, mode="w", consolidated=False, encoding=_chunked(dataset))
+            digests[name] = _digest(dataset)
     _save(
         path,
         {
@@ -92,8 +93,8 @@ def keep_climatology(
             "covers": _covers(climatology.covers),
             "harmonics": terms.shape[0] // 2,
             "percentiles": {},
-            "channels": list(names),
         },
+        digests,
     )
     return ClimateStore.open(path)
 
@@ -119,32 +120,43 @@ def _covers(periods: Sequence[Period]) -> list[list[str]]:
     return [[period.first.isoformat(), period.last.isoformat()] for period in periods]
 
 
-def _begun(path: Path, about: Mapping[str, Any]) -> list[str]:
-    """The channels that are there of the same climatology; it is begun where there is none."""
+def _begun(path: Path, about: Mapping[str, Any]) -> dict[str, str]:
+    """The channels that are there of the same climatology, and their digests; it is begun where there is none."""
     if path.exists() and any(path.iterdir()) and not (path / ABOUT).exists():
         raise UsageError(f"{path} holds something else; write the climatology to another --output")
     if not (path / ABOUT).exists():
         with writing(path):
             make_folder(path)
-            _save(path, {**about, "channels": []})
-        return []
+            _save(path, about, {})
+        return {}
     there = json.loads((path / ABOUT).read_text())
-    channels = there.pop("channels")
+    there.pop("channels")
+    digests = there.pop("sha256")
     if there != about:
         differing = [key for key in about if there.get(key) != about[key]]
         raise UsageError(
             f"{path} holds a climatology with other {', '.join(differing)}; write to another --output or remove it"
         )
-    return channels
+    return digests
 
 
-def _save(path: Path, about: Mapping[str, Any]) -> None:
-    replace_file(path / ABOUT, json.dumps(about, indent=1).encode())
+def _save(path: Path, about: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    """With digests of what is kept: the file is another where a value is."""
+    whole = {**about, "channels": list(digests), "sha256": dict(digests)}
+    replace_file(path / ABOUT, json.dumps(whole, indent=1).encode())
+
+
+def _digest(dataset: xr.Dataset) -> str:
+    digest = sha256()
+    for name in sorted(map(str, dataset.variables)):
+        digest.update(name.encode() + np.ascontiguousarray(dataset[name].values).tobytes())
+    return digest.hexdigest()
 
 
 def _build_one(
     analyses: Analyses, name: str, times: Sequence[datetime], path: Path, settings: ClimateSettings
-) -> None:
+) -> str:
+    """The channel is on disk; its digest."""
     reach = earlier(name)
     there = set(analyses.valid_times)
     usable = [time for time in times if all(time - before in there for before in reach)]
@@ -166,6 +178,7 @@ def _build_one(
             dataset.to_zarr(path / name, mode="w", consolidated=False, encoding=_chunked(dataset))
         finally:
             scratch.unlink(missing_ok=True)
+    return _digest(dataset)
 
 
 def _check_seasons(times: Sequence[datetime], settings: ClimateSettings) -> None:

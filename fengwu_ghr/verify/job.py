@@ -1,6 +1,6 @@
 """A verification from its settings to its report: what the verb, the pipeline and the demonstration call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -8,14 +8,15 @@ from pathlib import Path
 import xarray as xr
 
 from fengwu_ghr.config import VerifySection, parse_time
-from fengwu_ghr.errors import UsageError
+from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.progress import Progress
 from fengwu_ghr.variables import reading_units
 from fengwu_ghr.verify.comparison import Comparison
+from fengwu_ghr.verify.kept import Collected, KeptSums, Pair, collect
 from fengwu_ghr.verify.pieces import verify
 from fengwu_ghr.verify.report import write_report
 from fengwu_ghr.verify.results import comparisons, scores_of, write_results
-from fengwu_ghr.verify.verification import Verification, plan_verification
+from fengwu_ghr.verify.verification import plan_verification
 
 _SHOWN_HOURS = (24, 72, 120, 240)
 
@@ -59,18 +60,28 @@ class Verified:
 def run_verification(settings: VerifySection, *, progress: Progress) -> Verified:
     """Sums, scores and the report are in the output folder. Raises the errors of `plan_verification` and `verify`."""
     with plan_verification(settings) as plan:
-        return report_of(plan, progress=progress)
+        return report_of(verify(plan, progress=progress), settings.output)
 
 
-def report_of(plan: Verification, *, progress: Progress) -> Verified:
-    """What is missing of the sums is computed; scores and report are written."""
-    tables = verify(plan, progress=progress)
-    scores, compared = scores_of(plan, tables), comparisons(tables)
-    files = (
-        *write_results(scores, plan.settings.output),
-        write_report(plan, scores, compared, plan.settings.output),
-    )
-    return Verified(scores, compared, files[::-1], plan.evaluated_on)
+def run_on_sums(
+    folders: Sequence[Path], output: Path, *, wanted: Callable[[Pair], bool] = lambda pair: True
+) -> Verified:
+    """Scores and the report of the wanted pairs among kept sums of one verification. Raises those of `collect`."""
+    kept = [KeptSums.open(folder) for folder in folders]
+    there = sorted({pair for folder in kept for pair in folder.pairs})
+    chosen = [pair for pair in there if wanted(pair)]
+    if not chosen:
+        raise InputError(
+            f"{', '.join(map(str, folders))} hold {len(there)} sums, none of them of the dates and leads asked for"
+        )
+    return report_of(collect(kept, pairs=chosen), output)
+
+
+def report_of(found: Collected, output: Path) -> Verified:
+    """Scores and the report of sums are written."""
+    scores, compared = scores_of(found), comparisons(found.tables)
+    files = (*write_results(scores, output), write_report(found, scores, compared, output))
+    return Verified(scores, compared, files[::-1], found.about.evaluated_on)
 
 
 def chosen_times(times: Sequence[datetime], first: str | None, last: str | None) -> tuple[datetime, ...]:
@@ -81,7 +92,8 @@ def chosen_times(times: Sequence[datetime], first: str | None, last: str | None)
         raise UsageError(str(error)) from None
     kept = tuple(t for t in times if (begin is None or t >= begin) and (end is None or t <= end))
     if not kept:
-        raise UsageError(f"no analysis lies from {first} to {last}; there are {times[0]} to {times[-1]}")
+        there = f"there are {times[0]} to {times[-1]}" if times else "there is none"
+        raise UsageError(f"no time lies from {first or 'the first'} to {last or 'the last'}; {there}")
     return kept
 
 

@@ -4,145 +4,50 @@ What is there already is not computed again, so an added date costs only that da
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
-import numpy as np
-
 from fengwu_ghr.config import VerifySection
-from fengwu_ghr.durable import make_folder, replace_file, writing
 from fengwu_ghr.errors import UsageError
 from fengwu_ghr.progress import Progress
-from fengwu_ghr.verify.archive import read_archive, read_array, write_archive
-from fengwu_ghr.verify.scoring import Scores, is_dated
-from fengwu_ghr.verify.statistics import DatedSums, Start, Sums
-from fengwu_ghr.verify.verification import Pair, Verification, plan_verification
-
-Tables = dict[str, dict[str, DatedSums]]
-"""By forecast and kind."""
-
-_PIECE = "piece of a verification"
-_IDENTITY = "verification.json"
-_FINGERPRINT = "fingerprint"
+from fengwu_ghr.verify.kept import Collected, KeptSums, Pair, Piece, collect
+from fengwu_ghr.verify.scoring import Run
+from fengwu_ghr.verify.verification import Verification, plan_verification
 
 
-def verify(made: Verification, *, progress: Progress) -> Tables:
+def verify(made: Verification, *, progress: Progress) -> Collected:
     """Every pair is scored, in `output/sums`, and the tables of all of them.
 
     Raises UsageError where the output holds a verification of other settings; the errors of reading.
     """
-    claim_output(made)
+    kept = KeptSums(made.settings.output)
+    kept.claim(made.description())
     for note in made.notes:
         progress.note(note)
-    todo = [pair for pair in made.pairs if not _is_done(made, pair)]
+    todo = missing(made)
     done = len(made.pairs) - len(todo)
     progress.begin("verification", done, len(made.pairs))
     for count, _ in enumerate(_computed(made, todo), start=done + 1):
         progress.stepped(count, {})
-    return collect(made)
+    return collect([kept], pairs=made.pairs, notes=made.notes)
 
 
-def collect(made: Verification) -> Tables:
-    """The tables of all pairs that have been scored; of maps, spectra and stations the sums over all dates alone."""
-    tables: Tables = {name: {} for name in made.forecasts}
-    first = made.pairs[0][0]
-    for initial_time, lead in made.pairs:
-        piece = read_piece(piece_path(made.settings.output, initial_time, lead))
-        for name, kinds in piece.scores.items():
-            for kind, sums in kinds.items():
-                table = tables[name].setdefault(kind, made.table(kind))
-                own = _of_stations(sums, piece.stations, made) if kind == "places" else sums
-                if is_dated(kind):
-                    table.add(initial_time, lead, own)
-                else:
-                    key = Start(0, first), lead
-                    table.entries[key] = table.entries[key] + own if key in table.entries else own
-    return tables
+def missing(made: Verification) -> list[Pair]:
+    """The pairs that have not been scored, or whose fields have changed since."""
+    kept = KeptSums(made.settings.output)
+    return [pair for pair in made.pairs if kept.fingerprint(pair) != fingerprint_of(made, pair)]
 
 
-def _of_stations(sums: Sums, stations: Sequence[str], made: Verification) -> Sums:
-    """In the order of all stations there are by now."""
-    assert made.places is not None
-    place = {name: index for index, name in enumerate(made.places.stations)}
-    known = [(place[name], index) for index, name in enumerate(stations) if name in place]
-    targets, sources = (list(part) for part in zip(*known)) if known else ([], [])
-    whole = Sums.zeros(sums.names, (sums.shape[0], len(place)))
-    whole.weight[:, targets] = sums.weight[:, sources]
-    for name, values in sums.sums.items():
-        whole.sums[name][:, targets] = values[:, sources]
-    return whole
-
-
-def claim_output(made: Verification) -> None:
-    """The output is of this verification. Raises UsageError where it is of another."""
-    path, wanted = made.settings.output / _IDENTITY, made.identity()
-    with suppress(FileNotFoundError):
-        there = json.loads(path.read_text())
-        if there != wanted:
-            differing = sorted(key for key in wanted | there if wanted.get(key) != there.get(key))
-            raise UsageError(
-                f"{made.settings.output} holds a verification with other {', '.join(differing)}; give another --output"
-            )
-        return
-    with writing(path):
-        make_folder(made.settings.output / "sums")
-        replace_file(path, json.dumps(wanted, indent=1).encode())
-
-
-def piece_path(output: Path, initial_time: datetime, lead: timedelta) -> Path:
-    """Where the sums of a pair are kept."""
-    return output / "sums" / f"{initial_time:%Y%m%dT%H%M}+{lead / timedelta(hours=1):g}h.npz"
-
-
-class Piece(NamedTuple):
-    """The sums of one pair, the stations of which some are, and a mark of the fields they were made of."""
-
-    scores: Scores
-    stations: tuple[str, ...]
-    fingerprint: str
-
-
-def write_piece(path: Path, piece: Piece) -> None:
-    """The piece is there, whole, or not at all."""
-    arrays = {_FINGERPRINT: np.array(piece.fingerprint), "stations": np.array(piece.stations, str)}
-    for name, kinds in piece.scores.items():
-        for kind, sums in kinds.items():
-            arrays[f"{name}|{kind}|weight"] = sums.weight
-            for statistic, values in sums.sums.items():
-                arrays[f"{name}|{kind}|sum|{statistic}"] = values
-    write_archive(path, _PIECE, arrays)
-
-
-def read_piece(path: Path) -> Piece:
-    """What `write_piece` wrote. Raises InputError where it is damaged."""
-    arrays = read_archive(path, _PIECE)
-    fingerprint, stations = str(arrays.pop(_FINGERPRINT)), tuple(arrays.pop("stations").tolist())
-    scores: dict[str, dict[str, Any]] = {}
-    for key, values in arrays.items():
-        name, kind, *what = key.split("|")
-        parts = scores.setdefault(name, {}).setdefault(kind, [None, {}])
-        if what == ["weight"]:
-            parts[0] = values
-        else:
-            parts[1][what[1]] = values
-    made = {name: {kind: Sums(*parts) for kind, parts in kinds.items()} for name, kinds in scores.items()}
-    return Piece(made, stations, fingerprint)
-
-
-def score_pair(made: Verification, pair: Pair) -> None:
-    """The sums of this pair are on disk."""
-    stations = () if made.places is None else made.places.stations
-    piece = Piece(made.scorer.score(*pair), stations, fingerprint_of(made, pair))
-    write_piece(piece_path(made.settings.output, *pair), piece)
+def score_pair(made: Verification, pair: Pair, *, run: Run = map) -> None:
+    """The sums of this pair are on disk; `run` as of `Scorer.score`."""
+    stations = {} if made.places is None else made.places.positions
+    piece = Piece(made.scorer.score(*pair, run=run), stations, fingerprint_of(made, pair))
+    KeptSums(made.settings.output).write(pair, piece)
 
 
 def fingerprint_of(made: Verification, pair: Pair) -> str:
@@ -152,13 +57,6 @@ def fingerprint_of(made: Verification, pair: Pair) -> str:
     facts = [made.truth.fingerprint(initial_time + lead), reports]
     facts += [source.fingerprint(initial_time, lead) for source in made.forecasts.values()]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-
-
-def _is_done(made: Verification, pair: Pair) -> bool:
-    path = piece_path(made.settings.output, *pair)
-    if not path.exists():
-        return False
-    return str(read_array(path, _PIECE, _FINGERPRINT)) == fingerprint_of(made, pair)
 
 
 def _computed(made: Verification, pairs: Sequence[Pair]) -> Iterator[None]:

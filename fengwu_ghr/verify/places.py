@@ -36,11 +36,21 @@ class Places:
         return tuple(np.unique(self.reports.station).tolist())
 
     @cached_property
-    def coordinates(self) -> Float64[np.ndarray, "station 2"]:
-        """Latitude and longitude (-180 to 180) of every station, as first reported."""
-        _, first = np.unique(self.reports.station, return_index=True)
+    def positions(self) -> dict[str, tuple[float, float]]:
+        """Latitude and longitude (-180 to 180) of every station, in the order of `stations`, as first reported."""
+        names, first = np.unique(self.reports.station, return_index=True)
         longitude = (self.reports.longitude[first] + 180) % 360 - 180
-        return np.stack([self.reports.latitude[first], longitude], axis=1)
+        return dict(zip(names.tolist(), zip(self.reports.latitude[first].tolist(), longitude.tolist())))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a reader must know of the stations."""
+        height = "at the height of the station" if self.surface else "uncorrected for height"
+        refused = (f"{count} {reason}" for reason, count in self.reports.refused.items())
+        return {
+            "stations": f"{len(self.stations)}, from {self.reports.source}; 2t {height}",
+            "refused": "; ".join(refused) or "none",
+        }
 
     def at(self, valid_time: datetime, truth: Mapping[str, tuple[np.ndarray, LatLonGrid]]) -> Observations:
         """The reports of this time; values far from the truth, where it has them, are refused."""

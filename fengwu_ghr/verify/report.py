@@ -19,9 +19,8 @@ from fengwu_ghr.durable import make_folder, replace_file, writing
 from fengwu_ghr.variables import reading_units
 from fengwu_ghr.verify.comparison import Comparison
 from fengwu_ghr.verify.drawing import DIVERGING, SEQUENTIAL, bar, picture, shades, shore_path
+from fengwu_ghr.verify.kept import FORECAST, Collected
 from fengwu_ghr.verify.quantities import units_of
-from fengwu_ghr.verify.scoring import map_grid
-from fengwu_ghr.verify.verification import FORECAST, Verification
 
 _NAMES = {
     "rmse": "RMSE",
@@ -40,38 +39,35 @@ _EVENTS = {
 
 
 def write_report(
-    made: Verification, scores: xr.Dataset, comparisons: Mapping[str, Comparison], folder: Path
+    found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Comparison], folder: Path
 ) -> Path:
     """The page is at `folder/index.html`."""
     path = folder / "index.html"
     with writing(path):
         make_folder(folder)
-        replace_file(path, page_of(made, scores, comparisons).encode())
+        replace_file(path, page_of(found, scores, comparisons).encode())
     return path
 
 
-def page_of(made: Verification, scores: xr.Dataset, comparisons: Mapping[str, Comparison]) -> str:
+def page_of(found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Comparison]) -> str:
     """The whole page as text."""
-    data = _data(made, scores, comparisons)
+    data = _data(found, scores, comparisons)
     own = files("fengwu_ghr.verify") / "page"
     style, script = ((own / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     # A text in the data must not end its element.
     numbers = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-    body = "\n".join(_sections(made, scores, comparisons, data))
+    body = "\n".join(_sections(found, scores, comparisons, data))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Verification of {html.escape(_title(made))}</title>\n<style>{style}</style></head>\n<body>\n{body}\n"
+        f"<title>Verification of {html.escape(found.about.title)}</title>\n<style>{style}</style></head>\n"
+        f"<body>\n{body}\n"
         f'<script type="application/json" id="data">{numbers}</script>\n<script>{script}</script>\n</body></html>\n'
     )
 
 
-def _title(made: Verification) -> str:
-    return made.forecasts[FORECAST].name
-
-
 def _sections(
-    made: Verification, scores: xr.Dataset, comparisons: Mapping[str, Comparison], data: Mapping[str, Any]
+    found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Comparison], data: Mapping[str, Any]
 ) -> list[str]:
     there = [("curves", "Scores by lead")]
     there += [("scorecard", "Scorecard")] if comparisons else []
@@ -82,7 +78,7 @@ def _sections(
     there += [("provenance", "Provenance")]
     links = " ".join(f'<a href="#{key}">{text}</a>' for key, text in there)
     parts = [
-        f"<h1>Verification of {html.escape(_title(made))}</h1>",
+        f"<h1>Verification of {html.escape(found.about.title)}</h1>",
         f'<p class="quiet">{html.escape(_subtitle(scores))}</p><nav>{links}</nav>',
         f'<h2>Headline</h2><div class="tiles">{"".join(_tiles(scores, comparisons))}</div>',
     ]
@@ -93,7 +89,7 @@ def _sections(
         "spectra": _spectra_text(scores),
         "extremes": _EXTREMES,
         "stations": _STATIONS,
-        "provenance": _provenance(made, scores),
+        "provenance": _provenance(scores),
     }
     return parts + [f'<h2 id="{key}">{text}</h2>\n{bodies[key]}' for key, text in there]
 
@@ -162,7 +158,7 @@ def _spectra_text(scores: xr.Dataset) -> str:
     )
 
 
-def _provenance(made: Verification, scores: xr.Dataset) -> str:
+def _provenance(scores: xr.Dataset) -> str:
     from importlib.metadata import version
 
     facts = {key.replace("_", " "): value for key, value in scores.attrs.items()} | {
@@ -172,7 +168,7 @@ def _provenance(made: Verification, scores: xr.Dataset) -> str:
     return f"<dl>{''.join(rows)}</dl>"
 
 
-def _data(made: Verification, scores: xr.Dataset, comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
+def _data(found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
     """The numbers of the page."""
     return {
         "sources": scores["source"].values.tolist(),
@@ -183,12 +179,12 @@ def _data(made: Verification, scores: xr.Dataset, comparisons: Mapping[str, Comp
         "names": _NAMES,
         "scores": _curves(scores),
         "cards": {name: _card(found) for name, found in comparisons.items()},
-        "shown_channels": list(map(str, made.measures.shown_channels)),
+        "shown_channels": list(found.about.rows["maps"]),
         "shown_leads": [f"{hours:g}" for hours in scores["shown_lead"].values]
         if "shown_lead" in scores.dims
         else [],
         "maps": _maps(scores),
-        "extent": _extent(made),
+        "extent": found.about.extent,
         "bars": {"bias": bar(DIVERGING), "rmse": bar(SEQUENTIAL)},
         "shores": shore_path(centre=180),
         "shores180": shore_path(centre=0),
@@ -198,15 +194,6 @@ def _data(made: Verification, scores: xr.Dataset, comparisons: Mapping[str, Comp
         "events": _events(scores),
         "stations": _stations(scores),
     }
-
-
-def _extent(made: Verification) -> list[float]:
-    """West, south, east and north of the maps, in degrees."""
-    grid = map_grid(made.grid)
-    if grid.is_periodic:
-        return [0, float(grid.row_edges[-1]), 360, float(grid.row_edges[0])]
-    half = float(np.diff(grid.longitude).mean()) / 2
-    return [grid.longitude[0] - half, grid.row_edges[-1], grid.longitude[-1] + half, grid.row_edges[0]]
 
 
 def _curves(scores: xr.Dataset) -> dict[str, Any]:

@@ -13,13 +13,12 @@ from fengwu_ghr.durable import make_folder, replace_file, writing
 from fengwu_ghr.verify import metrics
 from fengwu_ghr.verify.comparison import compare, intervals
 from fengwu_ghr.verify.events import EVENT_SCORES
+from fengwu_ghr.verify.kept import FORECAST, Collected, Tables
 from fengwu_ghr.verify.neighbourhood import fss
-from fengwu_ghr.verify.pieces import Tables
 from fengwu_ghr.verify.quantities import units_of
 from fengwu_ghr.verify.rain import seeps
 from fengwu_ghr.verify.spectra import coherence, effective_wavenumber, power_ratio
 from fengwu_ghr.verify.statistics import ANOMALIES, DatedSums, Sums
-from fengwu_ghr.verify.verification import FORECAST, Verification
 
 Score = Callable[[Sums], np.ndarray]
 FIELD_SCORES: Mapping[str, Score] = {"rmse": metrics.rmse, "mae": metrics.mae, "bias": metrics.bias}
@@ -32,13 +31,13 @@ ANOMALY_SCORES: Mapping[str, Score] = {
 }
 
 
-def scores_of(made: Verification, tables: Tables) -> xr.Dataset:
+def scores_of(found: Collected) -> xr.Dataset:
     """Every score by source, lead, row and region; provenance in the attributes. Units are the registry's."""
-    parts = [_of_source(name, kinds) for name, kinds in tables.items()]
-    if made.places is not None:
-        latitude, longitude = made.places.coordinates.T
+    parts = [_of_source(name, kinds) for name, kinds in found.tables.items()]
+    if found.stations:
+        latitude, longitude = np.array(list(found.stations.values())).T
         places = {
-            "station": ("station", list(made.places.stations)),
+            "station": ("station", list(found.stations)),
             "station_latitude": ("station", latitude),
             "station_longitude": ("station", longitude),
         }
@@ -46,37 +45,17 @@ def scores_of(made: Verification, tables: Tables) -> xr.Dataset:
     whole = xr.concat(parts, "source", join="outer", combine_attrs="override")
     # Texts of any length: Zarr 3 has no specification of fixed ones yet.
     texts = {name: array.astype(object) for name, array in whole.variables.items() if array.dtype.kind == "U"}
-    return whole.assign(texts).assign_attrs(provenance(made))
+    return whole.assign(texts).assign_attrs(provenance(found))
 
 
-def provenance(made: Verification) -> dict[str, Any]:
+def provenance(found: Collected) -> dict[str, str]:
     """What a reader must know of these scores."""
-    times = sorted({time for time, _ in made.pairs})
+    times = sorted({time for time, _ in found.pairs})
     return {
         "title": "verification of forecasts",
-        "evaluation_grid": made.evaluated_on,
-        "truth": f"{made.truth.name} ({made.truth.kind}), {made.scorer.methods['']}",
-        "forecasts": "; ".join(
-            f"{name}: {source.name} ({source.kind}), {made.scorer.methods[name]}"
-            for name, source in made.forecasts.items()
-        ),
-        "climatology": "none" if made.climate is None else str(made.climate.path),
+        **found.about.facts,
         "initial_times": f"{len(times)} from {times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M}",
-        **_of_reports(made),
-        "notes": "; ".join(made.notes) or "none",
-        "settings": made.settings.model_dump_json(),
-    }
-
-
-def _of_reports(made: Verification) -> dict[str, str]:
-    """What a reader must know of the stations."""
-    if made.places is None:
-        return {}
-    refused = made.places.reports.refused
-    height = "at the height of the station" if made.places.surface else "uncorrected for height"
-    return {
-        "stations": f"{len(made.places.stations)}, from {made.places.reports.source}; 2t {height}",
-        "refused": "; ".join(f"{count} {reason}" for reason, count in refused.items()) or "none",
+        "notes": "; ".join(found.notes) or "none",
     }
 
 

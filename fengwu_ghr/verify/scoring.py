@@ -3,10 +3,11 @@
 Truth and climatology are read once for all forecasts; no more than a few fields are held.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from fengwu_ghr.variables import Channel
 from fengwu_ghr.verify.climate import ClimateStore
 from fengwu_ghr.verify.events import CELLS, Threshold, event_sums, passes
 from fengwu_ghr.verify.fields import Analyses, Field, Forecasts, Persistence, ToGrid
+from fengwu_ghr.verify.kept import Scores
 from fengwu_ghr.verify.neighbourhood import FRACTIONS, fraction_sums
 from fengwu_ghr.verify.places import ANALYSED, Places
 from fengwu_ghr.verify.quantities import RAIN, Values, channels_of, earlier, quantity, shortest_lead
@@ -25,12 +27,12 @@ from fengwu_ghr.verify.regions import Regions
 from fengwu_ghr.verify.spectra import spectral_sums
 from fengwu_ghr.verify.statistics import Sums, state_sums
 
-_REGIONAL = ("fields", "events", "neighbourhoods", "rain", "stations")
 _MAPS = product_grid(20)
 """On which maps of errors are kept: 1.8 degrees, or the evaluation grid where that is coarser."""
 
-Scores = dict[str, dict[str, Sums]]
-"""By forecast and kind."""
+_Part = tuple[str, str, Sums]
+"""Of a forecast, of a kind, some rows."""
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,6 @@ class Measures:
                 return tuple(map(str, self.shown_channels))
 
 
-def is_regional(kind: str) -> bool:
-    """Whether sums of this kind have a region axis; spectra and maps are of the whole grid."""
-    return kind in _REGIONAL
-
-
-def is_dated(kind: str) -> bool:
-    """Whether sums of this kind are kept apart by date, for intervals; the others are large, and only added up."""
-    return is_regional(kind)
-
-
 @dataclass(frozen=True, eq=False)
 class Scorer:
     """Sums of forecasts against one truth, on one grid."""
@@ -86,86 +78,75 @@ class Scorer:
     climate: ClimateStore | None = None
     places: Places | None = None
 
-    def score(self, initial_time: datetime, lead: timedelta) -> Scores:
-        """The sums of every kind that this lead has. Raises InputError for what is missing or cannot be read."""
+    def score(self, initial_time: datetime, lead: timedelta, *, run: Run = map) -> Scores:
+        """The sums of every kind that this lead has; `run` calls a function for each of many, as `map` does.
+
+        Raises InputError for what is missing or cannot be read.
+        """
+        jobs = [
+            *(partial(self._of_channel, channel) for channel in self.measures.channels),
+            *(partial(self._of_event, threshold) for threshold in self.measures.thresholds),
+            self._of_rain,
+            self._of_stations,
+        ]
         found: dict[str, dict[str, list[Sums]]] = {name: {} for name in self.forecasts}
-        for channel in self.measures.channels:
-            self._of_channel(found, channel, initial_time, lead)
-        for threshold in self.measures.thresholds:
-            if self.holds(threshold.channel, initial_time, lead):
-                self._of_event(found, threshold, initial_time, lead)
-            else:
-                self._of_no_event(found)
-        if self.measures.has_rain and self.holds(RAIN, initial_time, lead):
-            self._of_rain(found, initial_time, lead)
-        if self.places is not None:
-            self._of_stations(found, self.places, initial_time, lead)
+        for parts in run(lambda job: list(job(initial_time, lead)), jobs):
+            for name, kind, sums in parts:
+                found[name].setdefault(kind, []).append(sums)
         return {
             name: {kind: _joined(parts) for kind, parts in kinds.items()} for name, kinds in found.items()
         }
 
-    def _of_channel(
-        self,
-        found: dict[str, dict[str, list[Sums]]],
-        channel: Channel,
-        initial_time: datetime,
-        lead: timedelta,
-    ) -> None:
+    def _of_channel(self, channel: Channel, initial_time: datetime, lead: timedelta) -> Iterator[_Part]:
         truth = self._truth(str(channel), initial_time + lead)
         normal = None if self.climate is None else self.climate.mean(str(channel), initial_time + lead)[None]
         shown = lead in self.measures.shown_leads and channel in self.measures.shown_channels
         for name in self.forecasts:
             forecast = self._forecast(name, str(channel), initial_time, lead)
-            kinds = found[name]
-            sums = state_sums(forecast[None], truth[None], normal, regions=self.regions)
-            kinds.setdefault("fields", []).append(sums)
+            yield name, "fields", state_sums(forecast[None], truth[None], normal, regions=self.regions)
             if shown and self.measures.has_spectra:
-                spectrum = spectral_sums(forecast[None], truth[None], self.regions.grid)
-                kinds.setdefault("spectra", []).append(spectrum)
+                yield name, "spectra", spectral_sums(forecast[None], truth[None], self.regions.grid)
             if shown:
-                kinds.setdefault("maps", []).append(self._map_sums(forecast, truth))
+                yield name, "maps", self._map_sums(forecast, truth)
 
-    def _of_event(
-        self,
-        found: dict[str, dict[str, list[Sums]]],
-        threshold: Threshold,
-        initial_time: datetime,
-        lead: timedelta,
-    ) -> None:
+    def _of_event(self, threshold: Threshold, initial_time: datetime, lead: timedelta) -> Iterator[_Part]:
+        if not self.holds(threshold.channel, initial_time, lead):
+            yield from self._of_no_event()
+            return
         truth = self._truth(threshold.channel, initial_time + lead)
         limit = self._limit(threshold, initial_time + lead)
         observed = passes(truth, threshold, limit)[None]
         for name in self.forecasts:
             forecast = self._forecast(name, threshold.channel, initial_time, lead)
             expected = passes(forecast, threshold, limit)[None]
-            found[name].setdefault("events", []).append(event_sums(expected, observed, regions=self.regions))
+            yield name, "events", event_sums(expected, observed, regions=self.regions)
             for width in self.measures.neighbourhoods_km:
                 sums = fraction_sums(expected, observed, kilometres=width, regions=self.regions)
-                found[name].setdefault("neighbourhoods", []).append(sums)
+                yield name, "neighbourhoods", sums
 
-    def _of_no_event(self, found: dict[str, dict[str, list[Sums]]]) -> None:
+    def _of_no_event(self) -> Iterator[_Part]:
         """Rows of weight 0: rain of 24 hours, before the first 24."""
         shape = (1, len(self.regions.names))
-        for kinds in found.values():
-            kinds.setdefault("events", []).append(Sums.zeros(CELLS, shape))
+        for name in self.forecasts:
+            yield name, "events", Sums.zeros(CELLS, shape)
             for _ in self.measures.neighbourhoods_km:
-                kinds.setdefault("neighbourhoods", []).append(Sums.zeros(FRACTIONS, shape))
+                yield name, "neighbourhoods", Sums.zeros(FRACTIONS, shape)
 
-    def _of_rain(
-        self, found: dict[str, dict[str, list[Sums]]], initial_time: datetime, lead: timedelta
-    ) -> None:
+    def _of_rain(self, initial_time: datetime, lead: timedelta) -> Iterator[_Part]:
+        if not (self.measures.has_rain and self.holds(RAIN, initial_time, lead)):
+            return
         assert self.climate is not None
         truth = self._truth(RAIN, initial_time + lead)
         dry, heavy = self.climate.rain(initial_time + lead)
         for name in self.forecasts:
             forecast = self._forecast(name, RAIN, initial_time, lead)
             sums = seeps_sums(forecast, truth, dry_share=dry, heavy_limit=heavy, regions=self.regions)
-            found[name]["rain"] = [sums]
+            yield name, "rain", sums
 
-    def _of_stations(
-        self, found: dict[str, dict[str, list[Sums]]], places: Places, initial_time: datetime, lead: timedelta
-    ) -> None:
+    def _of_stations(self, initial_time: datetime, lead: timedelta) -> Iterator[_Part]:
         """Forecasts are interpolated to the stations from their own grids."""
+        if (places := self.places) is None:
+            return
         valid_time = initial_time + lead
         checked = [
             n
@@ -173,14 +154,14 @@ class Scorer:
             if n in ANALYSED and all(self.truth.holds(c, valid_time) for c in channels_of(n))
         ]
         truth = {name: self._own_grid("", name, initial_time, lead) for name in checked}
-        reports = places.at(initial_time + lead, truth)
+        reports = places.at(valid_time, truth)
         possible = [n for n in self.measures.measured if self._all_have(n, initial_time, lead)]
         for source in self.forecasts:
             fields = {name: self._own_grid(source, name, initial_time, lead) for name in possible}
             models = {name: places.model(name, *field, reports) for name, field in fields.items()}
-            found[source]["stations"] = [places.region_sums(reports, models)]
+            yield source, "stations", places.region_sums(reports, models)
             if lead in self.measures.shown_leads:
-                found[source]["places"] = [places.station_sums(reports, models)]
+                yield source, "places", places.station_sums(reports, models)
 
     def _all_have(self, name: str, initial_time: datetime, lead: timedelta) -> bool:
         spans = [(channel, before) for channel in channels_of(name) for before in earlier(name)]

@@ -1,11 +1,12 @@
 """Verification: which forecasts are compared with which truth, where and on which measures, before any work is done."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
+from hashlib import sha256
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,18 +18,19 @@ from fengwu_ghr.shores import land_of
 from fengwu_ghr.variables import HEADLINE, Channel, channel
 from fengwu_ghr.verify.climate import ABOUT, ClimateStore
 from fengwu_ghr.verify.events import Threshold
-from fengwu_ghr.verify.fields import Analyses, Forecasts, Persistence, StepZero, state_of_files
+from fengwu_ghr.verify.fields import Analyses, Forecasts, Persistence, StepZero
+from fengwu_ghr.verify.kept import FORECAST, KINDS, Description, Pair
 from fengwu_ghr.verify.opening import open_analyses, open_forecasts, read_land, read_orography
+from fengwu_ghr.verify.pairing import find_pairs
 from fengwu_ghr.verify.places import Places
 from fengwu_ghr.verify.quantities import RAIN, channels_of
 from fengwu_ghr.verify.regions import BOXES, SURFACES, Box, Regions
 from fengwu_ghr.verify.reports import read_reports
-from fengwu_ghr.verify.scoring import Measures, Scorer, is_regional
+from fengwu_ghr.verify.scoring import Measures, Scorer, map_grid
 from fengwu_ghr.verify.spectra import is_analysable
 from fengwu_ghr.verify.stations import Observations
-from fengwu_ghr.verify.statistics import DatedSums, hours_text
 
-FORECAST, PERSISTENCE = "forecast", "persistence"
+PERSISTENCE = "persistence"
 _IRRELEVANT = {
     "output",
     "workers",
@@ -40,10 +42,14 @@ _IRRELEVANT = {
     "forecast",
     "truth",
     "baselines",
+    "climatology",
+    "stations",
+    "orography",
+    "land_mask",
+    "masks",
+    "online",
 }
 """Settings that do not decide what a piece holds. Files may be added; their fingerprints tell where they changed."""
-
-Pair = tuple[datetime, timedelta]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +92,18 @@ class Verification:
             has_rain=bool(self.climate and self.climate.has_rain and self._all_have(RAIN)),
             has_spectra=is_analysable(self.grid),
         )
+
+    @property
+    def quantities(self) -> set[str]:
+        """Channels and quantities that forecasts are asked for."""
+        measures = self.measures
+        rain = {RAIN} if measures.has_rain else set()
+        return {
+            *measures.rows("fields"),
+            *(t.channel for t in measures.thresholds),
+            *measures.measured,
+            *rain,
+        }
 
     @cached_property
     def regions(self) -> Regions:
@@ -135,15 +153,33 @@ class Verification:
         """What is shown with every score."""
         return f"{self.grid}, {self.scorer.methods[FORECAST]}"
 
-    def table(self, kind: str) -> DatedSums:
-        """An empty table of this kind."""
-        regions = self.regions.names if is_regional(kind) else ()
-        where = (
-            "stations, observations within 30 min" if kind in ("stations", "places") else self.evaluated_on
+    def description(self) -> Description:
+        """What the sums are of."""
+        return Description(
+            identity=self._identity(),
+            title=self.forecasts[FORECAST].name,
+            rows={kind: self.measures.rows(kind) for kind in KINDS},
+            regions=self.regions.names,
+            evaluated_on=self.evaluated_on,
+            extent=_extent(map_grid(self.grid)),
+            facts=self._facts(),
         )
-        return DatedSums(self.measures.rows(kind), where, regions)
 
-    def identity(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, str]:
+        """What a reader must know of the scores."""
+        return {
+            "evaluation_grid": self.evaluated_on,
+            "truth": f"{self.truth.name} ({self.truth.kind}), {self.scorer.methods['']}",
+            "forecasts": "; ".join(
+                f"{name}: {source.name} ({source.kind}), {self.scorer.methods[name]}"
+                for name, source in self.forecasts.items()
+            ),
+            "climatology": "none" if self.climate is None else str(self.climate.path),
+            **({} if self.places is None else self.places.facts),
+            "settings": self.settings.model_dump_json(),
+        }
+
+    def _identity(self) -> dict[str, Any]:
         """What decides the sums of a pair, of all but the fields themselves."""
         settings = json.loads(self.settings.model_dump_json(exclude=_IRRELEVANT))
         return {
@@ -161,10 +197,11 @@ class Verification:
         """Of the files beside the fields themselves: where one has changed, all sums are of other things."""
         settings = self.settings
         paths = {"orography": settings.orography, "land mask": settings.land_mask, **settings.masks}
-        found = {name: state_of_files([path]) for name, path in paths.items() if path is not None}
-        return found | (
-            {} if self.climate is None else {"climatology": state_of_files([self.climate.path / ABOUT])}
-        )
+        paths["climatology"] = None if self.climate is None else self.climate.path / ABOUT
+        # By content: sums of several machines are added, whatever the files are called there.
+        return {
+            name: sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path is not None
+        }
 
     @property
     def _channels(self) -> tuple[Channel, ...]:
@@ -194,16 +231,18 @@ class Verification:
         return land_of(self.grid) if path is None else read_land(path, self.grid)
 
 
-def plan_verification(settings: VerifySection) -> Verification:
-    """What these settings ask for. Raises InputError or UsageError where it cannot be done, before any work."""
+def plan_verification(settings: VerifySection, forecast: Forecasts | None = None) -> Verification:
+    """What these settings ask for, of the forecast they name or of this one.
+
+    Raises InputError or UsageError where it cannot be done, before any work.
+    """
     with ExitStack() as opened:  # closed again where it cannot be done
-        made = _planned(settings, opened)
+        made = _planned(settings, forecast or _kept(opened, open_forecasts(settings.forecast)), opened)
         opened.pop_all()
     return made
 
 
-def _planned(settings: VerifySection, opened: ExitStack) -> Verification:
-    forecast = _kept(opened, open_forecasts(settings.forecast))
+def _planned(settings: VerifySection, forecast: Forecasts, opened: ExitStack) -> Verification:
     truth = _kept(opened, open_analyses(settings.truth))
     baselines = {name: _kept(opened, open_forecasts(paths)) for name, paths in settings.baselines.items()}
     if reserved := {FORECAST, PERSISTENCE, ""} & set(baselines):
@@ -216,7 +255,7 @@ def _planned(settings: VerifySection, opened: ExitStack) -> Verification:
             "evaluate on its grid (--grid)"
         )
     forecasts: dict[str, Forecasts] = {FORECAST: forecast, **baselines}
-    pairs, notes = _pairs(settings, truth, forecasts)
+    pairs, notes = find_pairs(settings, truth, forecasts)
     if settings.persistence:
         starts = tuple(sorted({time for time, _ in pairs}))
         leads = tuple(sorted({lead for _, lead in pairs}))
@@ -259,50 +298,18 @@ def _kept(opened: ExitStack, source: Source) -> Source:
     return source
 
 
-def _pairs(
-    settings: VerifySection, truth: Analyses, forecasts: Mapping[str, Forecasts]
-) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
-    """What all sources have, and in words what was left out. Raises InputError where nothing is left."""
-    forecast, *baselines = forecasts.values()
-    starts = [t for t in forecast.initial_times if _is_wanted(settings, t)]
-    leads = {timedelta(hours=hours) for hours in settings.leads_hours}
-    wanted = [
-        (start, lead)
-        for start in starts
-        for lead in forecast.leads(start)
-        if lead > timedelta(0) and (not leads or lead in leads)
-    ]
-    absent = ", ".join(hours_text(lead) for lead in sorted(leads - {lead for _, lead in wanted}))
-    notes, kept = [f"the forecast has no lead of {absent}"] if absent else [], wanted
-    valid = set(truth.valid_times)
-    checks: list[tuple[str, Callable[[Pair], bool]]] = [
-        (f"have no truth in {truth.name}", lambda pair: pair[0] + pair[1] in valid)
-    ]
-    for baseline in baselines:
-        there = {t: set(baseline.leads(t)) for t in baseline.initial_times}
-        checks.append(
-            (f"are not in {baseline.name}", lambda pair, there=there: pair[1] in there.get(pair[0], ()))  # type: ignore[misc]
-        )
-    for what, check in checks:
-        passing = [pair for pair in kept if check(pair)]
-        if len(passing) < len(kept):
-            notes.append(f"{len(kept) - len(passing)} of {len(wanted)} forecasts {what} and are left out")
-        kept = passing
-    if not kept:
-        told = "; ".join(notes) or "the forecast holds none of the dates and leads asked for"
-        raise InputError(f"nothing can be verified: {told}")
-    return tuple(kept), tuple(notes)
+def _extent(grid: LatLonGrid) -> tuple[float, float, float, float]:
+    """West, south, east and north, in degrees."""
+    south, north = float(grid.row_edges[-1]), float(grid.row_edges[0])
+    if grid.is_periodic:
+        return 0.0, south, 360.0, north
+    half = float(np.diff(grid.longitude).mean()) / 2
+    return float(grid.longitude[0]) - half, south, float(grid.longitude[-1]) + half, north
 
 
 def _holding(times: Sequence[datetime], *sources: Analyses) -> Analyses | None:
     """The first of these that holds all times."""
     return next((source for source in sources if set(times) <= set(source.valid_times)), None)
-
-
-def _is_wanted(settings: VerifySection, time: datetime) -> bool:
-    after = settings.first is None or time >= settings.first
-    before = settings.last is None or time <= settings.last
-    return after and before and (not settings.hours or time.hour in settings.hours)
 
 
 def _evaluation_grid(name: str, sources: Mapping[str, Forecasts | Analyses]) -> LatLonGrid:

@@ -1,0 +1,52 @@
+"""Pairing: which initial times and leads can be verified, of those that are asked for."""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+
+from fengwu_ghr.config import VerifySection
+from fengwu_ghr.errors import InputError
+from fengwu_ghr.verify.fields import Analyses, Forecasts
+from fengwu_ghr.verify.kept import Pair
+from fengwu_ghr.verify.statistics import hours_text
+
+
+def find_pairs(
+    settings: VerifySection, truth: Analyses, forecasts: Mapping[str, Forecasts]
+) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
+    """What all sources have, and in words what was left out. Raises InputError where nothing is left."""
+    forecast, *baselines = forecasts.values()
+    starts = [t for t in forecast.initial_times if is_wanted(settings, t)]
+    leads = {timedelta(hours=hours) for hours in settings.leads_hours}
+    wanted = [
+        (start, lead)
+        for start in starts
+        for lead in forecast.leads(start)
+        if lead > timedelta(0) and (not leads or lead in leads)
+    ]
+    absent = ", ".join(hours_text(lead) for lead in sorted(leads - {lead for _, lead in wanted}))
+    notes, kept = [f"the forecast has no lead of {absent}"] if absent else [], wanted
+    valid = set(truth.valid_times)
+    checks: list[tuple[str, Callable[[Pair], bool]]] = [
+        (f"have no truth in {truth.name}", lambda pair: pair[0] + pair[1] in valid)
+    ]
+    for baseline in baselines:
+        there = {t: set(baseline.leads(t)) for t in baseline.initial_times}
+        checks.append(
+            (f"are not in {baseline.name}", lambda pair, there=there: pair[1] in there.get(pair[0], ()))  # type: ignore[misc]
+        )
+    for what, check in checks:
+        passing = [pair for pair in kept if check(pair)]
+        if len(passing) < len(kept):
+            notes.append(f"{len(kept) - len(passing)} of {len(wanted)} forecasts {what} and are left out")
+        kept = passing
+    if not kept:
+        told = "; ".join(notes) or "the forecast holds none of the dates and leads asked for"
+        raise InputError(f"nothing can be verified: {told}")
+    return tuple(kept), tuple(notes)
+
+
+def is_wanted(settings: VerifySection, time: datetime) -> bool:
+    """Whether the settings ask for this initial time."""
+    after = settings.first is None or time >= settings.first
+    before = settings.last is None or time <= settings.last
+    return after and before and (not settings.hours or time.hour in settings.hours)
