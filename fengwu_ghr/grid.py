@@ -313,7 +313,9 @@ def known_grid(grid: LatLonGrid) -> LatLonGrid:
 
 
 def named_grid(name: str) -> LatLonGrid | ReducedGaussianGrid:
-    """The grid of this name: `0p09`, `0p25`, `1p8` and so on, `F320`, `O1280`. Raises ValueError for others."""
+    """The grid of this name: `0p09`, `0p25`, `1p8` and so on, `1p5`, `F320`, `O1280`. Raises ValueError for others."""
+    if name == "1p5":  # on which WMO's scores are exchanged
+        return regular_grid(1.5)
     for scale in SCALES:
         for grid in (product_grid(scale), backbone_grid(scale)):
             if grid.name == name:
@@ -323,7 +325,7 @@ def named_grid(name: str) -> LatLonGrid | ReducedGaussianGrid:
         return regular_gaussian_grid(number) if name[0] == "F" else ReducedGaussianGrid.octahedral(number)
     products = ", ".join(product_grid(scale).name for scale in SCALES)
     raise ValueError(
-        f"no grid is named {name!r}; products: {products}; also 0p25 and its multiples, F320, O1280"
+        f"no grid is named {name!r}; products: {products}; also 0p25 and its multiples, 1p5, F320, O1280"
     )
 
 

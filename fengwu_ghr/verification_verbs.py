@@ -12,6 +12,7 @@ from fengwu_ghr.options import Quiet, Verbose, list_of, verb
 
 if TYPE_CHECKING:
     from fengwu_ghr.config import VerifySection
+    from fengwu_ghr.grid import LatLonGrid
     from fengwu_ghr.verify.job import Verified
 
 Paths = list[Path] | None
@@ -121,6 +122,9 @@ def climatology(
     percentiles: Annotated[
         list[str] | None, typer.Option(help="As 2t=5,95: for thresholds such as '2t>=p95'. Several times.")
     ] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="0p25, 1p5 ...: area means of the analyses; default their own.")
+    ] = None,
     first: Annotated[str | None, typer.Option(help="First valid time that counts.")] = None,
     last: Annotated[str | None, typer.Option(help="Last valid time that counts.")] = None,
     quiet: Quiet = False,
@@ -136,7 +140,7 @@ def climatology(
     percents = {_known(name): values for name, values in _percentiles(percentiles).items()}
     asked = list_of(channels, str) or tuple(map(str, source.channels))
     names = (*map(_known, asked), *percents)
-    settings = ClimateSettings(harmonics, percents)
+    settings = ClimateSettings(harmonics, percents, _grid(grid))
     times = chosen_times(source.valid_times, first, last)
     with closing(source), console.StepProgress(quiet=quiet) as progress:
         made = build_climate(
@@ -208,6 +212,18 @@ def _percentiles(texts: list[str] | None) -> dict[str, tuple[float, ...]]:
         if not all(0 < value < 100 for value in found[name]):
             raise UsageError(f"percentiles lie between 0 and 100; got {text!r}")
     return found
+
+
+def _grid(name: str | None) -> "LatLonGrid | None":
+    from fengwu_ghr.grid import LatLonGrid, named_grid
+
+    try:
+        grid = named_grid(name) if name else None
+    except ValueError as error:
+        raise UsageError(f"--grid: {error}") from None
+    if grid is not None and not isinstance(grid, LatLonGrid):
+        raise UsageError(f"a climatology is made on a latitude-longitude grid; got --grid {name}")
+    return grid
 
 
 def _known(name: str) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fengwu_ghr.coarsen import AreaMean
 from fengwu_ghr.errors import InputError, UsageError
-from fengwu_ghr.grid import product_grid
+from fengwu_ghr.grid import product_grid, regular_grid
 from fengwu_ghr.progress import Silence
 from fengwu_ghr.variables import Channel, channel
 from fengwu_ghr.verify.climate import ClimateStore, months_around
@@ -92,6 +93,17 @@ def test_times_of_which_it_was_made_are_refused(normals: ClimateStore) -> None:
 def test_hours_it_was_not_made_of_are_refused(normals: ClimateStore) -> None:
     with pytest.raises(InputError, match=r"has 2t at the hours \[0.0, 12.0\], not at 6"):
         normals.mean("2t", datetime(2003, 1, 1, 6))
+
+
+def test_on_a_coarser_grid_it_is_of_area_means(normals: ClimateStore, tmp_path: Path) -> None:
+    """Harmonics of the mean are linear in the states: the mean of areas and the areas of means are one."""
+    coarse = regular_grid(15)
+    settings = ClimateSettings(2, {"2t": (50.0, 95.0)}, coarse)
+    made = build_climate(Seasons(YEAR), ["2t"], tmp_path, settings, progress=Silence())
+    assert made.grid == coarse
+    means = AreaMean(GRID, coarse).apply(normals.mean("2t", LATER))
+    np.testing.assert_allclose(made.mean("2t", LATER), means, rtol=1e-6)
+    assert float(made.deviation("2t", LATER).mean()) < 2.5, "noise of points goes out in areas"
 
 
 def test_it_goes_on_where_it_stopped_and_takes_no_other_settings(tmp_path: Path) -> None:

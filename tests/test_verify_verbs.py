@@ -93,7 +93,7 @@ hres = "{folder / "worse.zarr"}"
     ("arguments", "code", "words"),
     [
         (["verify", "--forecast", "run.zarr"], 2, "verify.truth: is needed"),
-        (["verify", "verify.online=true"], 2, "no such key"),
+        (["verify", "verify.onlime=true"], 2, "no such key"),
         (["verify", *RUN, "--output", "o", "grid=1p5"], 2, "overrides of a verification begin with verify."),
         (["verify", *RUN, "--output", "o", "--channels", "cheese"], 2, "'cheese' is no channel"),
         (["verify", "a.toml", "b.toml"], 2, "give one configuration"),

@@ -25,7 +25,7 @@ from fengwu_ghr.progress import Progress
 from fengwu_ghr.variables import Channel
 from fengwu_ghr.verify.climate import ABOUT, ClimateStore, middle_of_month
 from fengwu_ghr.verify.climatology import Climatology, Period, check_condition, harmonic_terms, periods_of
-from fengwu_ghr.verify.fields import Analyses
+from fengwu_ghr.verify.fields import Analyses, ToGrid
 from fengwu_ghr.verify.quantities import RAIN, Values, channels_of, earlier, quantity
 from fengwu_ghr.verify.rain import DRY_LIMIT_MM
 
@@ -38,10 +38,11 @@ _ROWS_BYTES = 2**28
 
 @dataclass(frozen=True)
 class ClimateSettings:
-    """What is made: annual harmonics of the mean, percentiles by channel or quantity."""
+    """What is made: annual harmonics of the mean, percentiles by channel or quantity; on the analyses' grid or this."""
 
     harmonics: int = 2
     percentiles: Mapping[str, tuple[float, ...]] | None = None
+    grid: LatLonGrid | None = None
 
 
 def build_climate(
@@ -99,15 +100,20 @@ def keep_climatology(
     return ClimateStore.open(path)
 
 
-def _about(analyses: Analyses, times: Sequence[datetime], settings: ClimateSettings) -> dict[str, Any]:
-    if not isinstance(analyses.grid, LatLonGrid):
+def _target(analyses: Analyses, settings: ClimateSettings) -> LatLonGrid:
+    grid = settings.grid or analyses.grid
+    if not isinstance(grid, LatLonGrid):
         raise InputError(
-            f"a climatology is made on a latitude-longitude grid; {analyses.name} is on {analyses.grid}: "
-            "remap the analyses first"
+            f"a climatology is made on a latitude-longitude grid; {analyses.name} is on {grid}: give --grid 0p25, "
+            "or another no finer than it"
         )
+    return grid
+
+
+def _about(analyses: Analyses, times: Sequence[datetime], settings: ClimateSettings) -> dict[str, Any]:
     return {
         "of": analyses.name,
-        "grid": analyses.grid.name,
+        "grid": _target(analyses, settings).name,
         "covers": _covers(periods_of((0, time) for time in times)),
         "times": len(times),
         "harmonics": settings.harmonics,
@@ -165,15 +171,16 @@ def _build_one(
             f"{analyses.name} has no time at which {', '.join(map(str, channels_of(name)))} is there"
         )
     _check_seasons(usable, settings)
-    grid = analyses.grid
-    assert isinstance(grid, LatLonGrid)
+    grid = _target(analyses, settings)
+    to_grid = ToGrid(analyses.grid, grid)
     with writing(path):
         make_folder(path)
         scratch = path / f".{name}.scratch"
         try:
             spool = np.memmap(scratch, np.float32, "w+", shape=(len(usable), *grid.shape))
             for index, time in enumerate(usable):
-                spool[index] = quantity(name, partial(_read_before, analyses, time))
+                values = quantity(name, partial(_read_before, analyses, time))
+                spool[index] = to_grid.apply(values, name)
             dataset = _climate_of(name, spool, usable, grid, settings)
             dataset.to_zarr(path / name, mode="w", consolidated=False, encoding=_chunked(dataset))
         finally:

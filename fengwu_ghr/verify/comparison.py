@@ -1,4 +1,4 @@
-"""Comparison with a baseline: differences of scores with their confidence, the scorecard, the share of targets won.
+"""Scorecard with a baseline: differences of scores with their confidence, the scorecard, the share of targets won.
 
 Differences are of the scores of single forecasts of the same dates (paired). From 30 equally spaced dates on, Student's
 t with the autocorrelation of an AR(2) process (Geer 2016); below, Student's t of the means of blocks of dates, of which
@@ -30,7 +30,7 @@ _BLOCK = timedelta(days=3)
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Scorecard:
     """Of RMSE, ours minus theirs, relative to theirs, with bounds; axes (lead, channel, region)."""
 
     leads: tuple[timedelta, ...]
@@ -54,7 +54,7 @@ class Comparison:
         return float((self.relative[..., self.regions.index(region)] < 0).mean())
 
 
-def compare(ours: DatedSums, theirs: DatedSums, *, level: float = LEVEL) -> Comparison:
+def compare(ours: DatedSums, theirs: DatedSums, *, level: float = LEVEL) -> Scorecard:
     """The comparison of two tables of the same dates and leads. Raises InputError where they are not."""
     first, second = paired(ours, theirs)
     times = [start.initial_time for start in ours.starts]
@@ -73,7 +73,7 @@ def compare(ours: DatedSums, theirs: DatedSums, *, level: float = LEVEL) -> Comp
         methods.add(method)
     with np.errstate(invalid="ignore", divide="ignore"):
         relative, lower, upper = (100 * values / scale for values in (means, lowers, uppers))
-    return Comparison(
+    return Scorecard(
         ours.leads,
         ours.channels,
         ours.regions,

@@ -11,7 +11,7 @@ from fengwu_ghr.config import VerifySection, parse_time
 from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.progress import Progress
 from fengwu_ghr.variables import reading_units
-from fengwu_ghr.verify.comparison import Comparison
+from fengwu_ghr.verify.comparison import Scorecard
 from fengwu_ghr.verify.kept import Collected, KeptSums, Pair, collect
 from fengwu_ghr.verify.pieces import verify
 from fengwu_ghr.verify.report import write_report
@@ -26,7 +26,7 @@ class Verified:
     """What came of it: the scores, where they are written, and a table of the first of them."""
 
     scores: xr.Dataset
-    compared: Mapping[str, Comparison]
+    compared: Mapping[str, Scorecard]
     files: tuple[Path, ...]
     evaluated_on: str
 

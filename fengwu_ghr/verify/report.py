@@ -17,7 +17,7 @@ import xarray as xr
 
 from fengwu_ghr.durable import make_folder, replace_file, writing
 from fengwu_ghr.variables import reading_units
-from fengwu_ghr.verify.comparison import Comparison
+from fengwu_ghr.verify.comparison import Scorecard
 from fengwu_ghr.verify.drawing import DIVERGING, SEQUENTIAL, bar, picture, shades, shore_path
 from fengwu_ghr.verify.kept import FORECAST, Collected
 from fengwu_ghr.verify.quantities import units_of
@@ -39,7 +39,7 @@ _EVENTS = {
 
 
 def write_report(
-    found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Comparison], folder: Path
+    found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Scorecard], folder: Path
 ) -> Path:
     """The page is at `folder/index.html`."""
     path = folder / "index.html"
@@ -49,7 +49,7 @@ def write_report(
     return path
 
 
-def page_of(found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Comparison]) -> str:
+def page_of(found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Scorecard]) -> str:
     """The whole page as text."""
     data = _data(found, scores, comparisons)
     own = files("fengwu_ghr.verify") / "page"
@@ -67,7 +67,7 @@ def page_of(found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Comp
 
 
 def _sections(
-    found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Comparison], data: Mapping[str, Any]
+    found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Scorecard], data: Mapping[str, Any]
 ) -> list[str]:
     there = [("curves", "Scores by lead")]
     there += [("scorecard", "Scorecard")] if comparisons else []
@@ -99,7 +99,7 @@ def _subtitle(scores: xr.Dataset) -> str:
     return f"Evaluated on {a['evaluation_grid']} against {a['truth']}; initial times: {a['initial_times']}."
 
 
-def _tiles(scores: xr.Dataset, comparisons: Mapping[str, Comparison]) -> list[str]:
+def _tiles(scores: xr.Dataset, comparisons: Mapping[str, Scorecard]) -> list[str]:
     tiles = []
     for name, found in comparisons.items():
         region = "globe" if "globe" in found.regions else found.regions[0]
@@ -168,7 +168,7 @@ def _provenance(scores: xr.Dataset) -> str:
     return f"<dl>{''.join(rows)}</dl>"
 
 
-def _data(found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
+def _data(found: Collected, scores: xr.Dataset, comparisons: Mapping[str, Scorecard]) -> dict[str, Any]:
     """The numbers of the page."""
     return {
         "sources": scores["source"].values.tolist(),
@@ -214,7 +214,7 @@ def _curves(scores: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def _card(found: Comparison) -> dict[str, Any]:
+def _card(found: Scorecard) -> dict[str, Any]:
     decided = (found.upper < 0) | (found.lower > 0)
     cells = [
         [

@@ -13,7 +13,7 @@ import numpy as np
 
 from fengwu_ghr.config import VerifySection, parse_threshold
 from fengwu_ghr.errors import InputError, UsageError
-from fengwu_ghr.grid import LatLonGrid, named_grid, regular_grid
+from fengwu_ghr.grid import LatLonGrid, named_grid
 from fengwu_ghr.shores import land_of
 from fengwu_ghr.variables import HEADLINE, Channel, channel
 from fengwu_ghr.verify.climate import ABOUT, ClimateStore
@@ -315,15 +315,9 @@ def _holding(times: Sequence[datetime], *sources: Analyses) -> Analyses | None:
 def _evaluation_grid(name: str, sources: Mapping[str, Forecasts | Analyses]) -> LatLonGrid:
     """That of a source, or one by name."""
     try:
-        grid = (
-            sources[name].grid
-            if name in sources
-            else regular_grid(1.5)
-            if name == "1p5"
-            else named_grid(name)
-        )
+        grid = sources[name].grid if name in sources else named_grid(name)
     except ValueError as error:
-        raise UsageError(f"--grid: {error}; or {', '.join(sources)}, 1p5") from None
+        raise UsageError(f"--grid: {error}; or {', '.join(sources)}") from None
     if not isinstance(grid, LatLonGrid):
         raise UsageError(f"scores are computed on latitude-longitude grids; {grid} is none: give --grid 0p25")
     return grid
