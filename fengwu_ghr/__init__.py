@@ -68,6 +68,7 @@ Read the package in the order of this list: a module uses only modules above it.
     verify.neighbourhood  how far one must look around: the fractions skill score
     verify.rain           SEEPS
     verify.quantities     what no file holds: wind speed, rain of 24 hours
+    verify.units          as others spell them
     verify.fields         forecasts by initial time and lead, analyses by valid time
     verify.datasets       ... in Zarr and NetCDF of others
     verify.gribs          ... in GRIB files

@@ -281,7 +281,7 @@ def test_a_climatology_that_saw_the_test_dates_is_refused(tmp_path: Path) -> Non
     for path, seen in ((train, test), (coarse_path(train), coarse_path(test))):
         seen.symlink_to(path)
     with_restarts(world)
-    with pytest.raises(InputError, match=r"climatology overlaps the test dates: .* 2000-01-02 00:00"):
+    with pytest.raises(InputError, match=r"climatology overlaps the verified dates: .* 2000-01-02 00:00"):
         score(world, [PERSISTENCE], SETTINGS, tmp_path / "evidence", Silence())
     assert not (tmp_path / "evidence" / "persistence").exists()
 

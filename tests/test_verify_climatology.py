@@ -79,7 +79,7 @@ def test_verified_times_must_lie_outside_the_training_periods() -> None:
     climatology.check_independent([START - DAY, last + timedelta(hours=6)])
     for inside in (START, START + timedelta(hours=6), last):
         with pytest.raises(
-            InputError, match=r"climatology overlaps the test dates: 1 valid times, the first"
+            InputError, match=r"climatology overlaps the verified dates: 1 valid times, the first"
         ):
             climatology.check_independent([last + DAY, inside])
     climatology.check_independent([START], member=1)

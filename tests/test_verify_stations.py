@@ -140,7 +140,7 @@ def test_units_are_those_of_the_quantity(tmp_path: Path) -> None:
     strange = table(
         tmp_path, "station,latitude,longitude,time,temperature[unit=hot]", "A,50,10,2020-01-01T12:00,5"
     )
-    with pytest.raises(InputError, match="is in 'hot'; known units of 2t are k, kelvin"):
+    with pytest.raises(InputError, match="'hot' cannot be made 'K'; known are k, kelvin"):
         read_reports([strange])
 
 

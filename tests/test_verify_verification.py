@@ -153,7 +153,9 @@ def test_a_coarser_truth_asks_for_its_grid(world: Path, tmp_path: Path) -> None:
 
 def test_units_are_made_ours_or_refused(world: Path, tmp_path: Path) -> None:
     wrong = write_analyses(tmp_path / "wrong.zarr", TIMES, units={"2t": "degrees Ré"})
-    with pytest.raises(InputError, match="2m_temperature is in 'degrees Ré', which cannot be made 'K' of 2t"):
+    with pytest.raises(
+        InputError, match="units of 2m_temperature: 'degrees Ré' cannot be made 'K'; known are k, kelvin"
+    ):
         verified(world, tmp_path / "a", truth=wrong)
     lying = write_analyses(tmp_path / "lying.zarr", TIMES, units={"2t": "degC"})
     with pytest.raises(InputError, match=r"2t .* plausible is 170 to 345; are its units as stated"):

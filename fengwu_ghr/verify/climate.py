@@ -17,7 +17,7 @@ import xarray as xr
 
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.grid import LatLonGrid
-from fengwu_ghr.verify.climatology import Period, harmonic_terms
+from fengwu_ghr.verify.climatology import Period, check_independent, harmonic_terms
 from fengwu_ghr.verify.fields import Field
 from fengwu_ghr.verify.quantities import RAIN
 
@@ -99,13 +99,7 @@ class ClimateStore:
 
     def check_independent(self, valid_times: Sequence[datetime]) -> None:
         """Raises InputError where a verified time lies in a period that the climatology was made of."""
-        for period in self.covers:
-            if hits := [time for time in valid_times if period.first <= time <= period.last]:
-                raise InputError(
-                    f"climatology overlaps the verified dates: {len(hits)} valid times, the first "
-                    f"{hits[0]:%Y-%m-%d %H:%M}, lie in {period}, of which {self.path} was made; verify other dates or "
-                    "make it of other years"
-                )
+        check_independent(valid_times, self.covers)
 
     def _harmonic(self, channel: str, what: str, valid_time: datetime) -> Field:
         array = self._dataset(channel)[what]

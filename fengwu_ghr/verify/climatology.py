@@ -55,14 +55,7 @@ class Climatology:
 
     def check_independent(self, valid_times: Iterable[datetime], *, member: int = 0) -> None:
         """Raises InputError where a verified time lies in a period of that member the climatology was made of."""
-        periods = [period for period in self.covers if period.member == member]
-        hits = [(t, p) for t in sorted(valid_times) for p in periods if p.first <= t <= p.last]
-        if hits:
-            time, period = hits[0]
-            raise InputError(
-                f"climatology overlaps the test dates: {len(hits)} valid times, the first {time:%Y-%m-%d %H:%M}, lie "
-                f"in {period}, of which it was made; verify other dates or make it of other years"
-            )
+        check_independent(valid_times, [period for period in self.covers if period.member == member])
 
     def check_fits(self, grid: LatLonGrid, channels: Sequence[str]) -> None:
         """Raises InputError unless it is of this grid and these channels, in this order."""
@@ -172,6 +165,18 @@ def periods_of(times: Iterable[tuple[int, datetime]]) -> tuple[Period, ...]:
         else:
             periods.append(Period(time, time, member))
     return tuple(periods)
+
+
+def check_independent(valid_times: Iterable[datetime], covers: Iterable[Period]) -> None:
+    """Raises InputError where a verified time lies in one of the periods a climatology was made of."""
+    periods = tuple(covers)
+    hits = [(t, p) for t in sorted(valid_times) for p in periods if p.first <= t <= p.last]
+    if hits:
+        time, period = hits[0]
+        raise InputError(
+            f"climatology overlaps the verified dates: {len(hits)} valid times, the first {time:%Y-%m-%d %H:%M}, lie "
+            f"in {period}, of which it was made; verify other dates or make it of other years"
+        )
 
 
 def check_condition(

@@ -17,9 +17,10 @@ import xarray as xr
 
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.grid import LatLonGrid, known_grid
-from fengwu_ghr.variables import STANDARD_GRAVITY, VARIABLES, Channel, variable
+from fengwu_ghr.variables import VARIABLES, Channel, variable
 from fengwu_ghr.verify.fields import Field, check_plausible, state_of_files
 from fengwu_ghr.verify.statistics import hours_text
+from fengwu_ghr.verify.units import conversion
 
 _DIMENSIONS: Mapping[str, Sequence[str]] = {
     "time": ("time", "init_time", "forecast_reference_time", "valid_time"),
@@ -28,18 +29,6 @@ _DIMENSIONS: Mapping[str, Sequence[str]] = {
     "latitude": ("latitude", "lat"),
     "longitude": ("longitude", "lon"),
 }
-_SPELLINGS: Mapping[str, Mapping[str, tuple[float, float]]] = {
-    "m2 s-2": {"m2/s2": (1, 0), "m": (STANDARD_GRAVITY, 0), "gpm": (STANDARD_GRAVITY, 0)},
-    "K": {"kelvin": (1, 0), "degc": (1, 273.15), "c": (1, 273.15), "celsius": (1, 273.15)},
-    "Pa": {"hpa": (100, 0), "mb": (100, 0), "mbar": (100, 0), "millibars": (100, 0)},
-    "kg kg-1": {"kg/kg": (1, 0), "1": (1, 0), "g kg-1": (1e-3, 0), "g/kg": (1e-3, 0)},
-    "m s-1": {"m/s": (1, 0), "knots": (0.514_444, 0), "kt": (0.514_444, 0)},
-    "kg m-2": {"mm": (1, 0), "m": (1000, 0), "kg/m2": (1, 0)},
-    "m": {"gpm": (1, 0)},
-    "1": {"%": (0.01, 0), "(0 - 1)": (1, 0), "0-1": (1, 0), "dimensionless": (1, 0)},
-    "%": {"1": (100, 0)},
-}
-"""By unit of the registry, how others write it: factor and offset to ours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,14 +191,10 @@ class Gridded:
             raise InputError(
                 f"{self.name}: {name} states no units; set its attribute units, here to {ours!r}"
             )
-        plain = _plain(str(stated))
-        known = {_plain(ours): (1.0, 0.0), **_SPELLINGS.get(ours, {})}
-        if plain not in known:
-            raise InputError(
-                f"{self.name}: {name} is in {stated!r}, which cannot be made {ours!r} of {channel.variable}; "
-                f"known are {', '.join(known)}"
-            )
-        return known[plain]
+        try:
+            return conversion(str(stated), ours)
+        except ValueError as error:
+            raise InputError(f"{self.name}: the units of {name}: {error}") from None
 
     def _axis(self, ours: str) -> np.ndarray:
         return np.asarray(self.dataset[self.dims[ours]].values)
@@ -299,7 +284,3 @@ def open_dataset(path: Path) -> xr.Dataset:
         return xr.open_dataset(path, chunks=None, decode_timedelta=True, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise InputError(f"{path} cannot be read as Zarr or NetCDF: {error}") from error
-
-
-def _plain(units: str) -> str:
-    return units.strip().lower().replace("**", "").replace("^", "")

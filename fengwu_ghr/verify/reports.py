@@ -10,7 +10,9 @@ import numpy as np
 from fengwu_ghr.config import parse_time
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.grib.bufr import read_synop
+from fengwu_ghr.verify.quantities import units_of
 from fengwu_ghr.verify.stations import MEASURED, Observations, checked
+from fengwu_ghr.verify.units import conversion
 
 _BUFR = {".bufr", ".bfr", ".bin"}
 _NAMES: Mapping[str, Sequence[str]] = {
@@ -27,47 +29,6 @@ _NAMES: Mapping[str, Sequence[str]] = {
 }
 _MADIS_GOOD = {"C", "S", "V", "G", "Z"}
 """Coarse, screened, verified, good, not checked: the quality flags of MADIS that do not doubt a value."""
-_Spellings = dict[str, tuple[float, float]]
-_KELVIN: _Spellings = {
-    "k": (1, 0),
-    "kelvin": (1, 0),
-    "celsius": (1, 273.15),
-    "degc": (1, 273.15),
-    "c": (1, 273.15),
-}
-_KELVIN |= {"degf": (1 / 1.8, 273.15 - 32 / 1.8), "f": (1 / 1.8, 273.15 - 32 / 1.8)}
-_PASCAL: _Spellings = {
-    "pa": (1, 0),
-    "hpa": (100, 0),
-    "hectopascal": (100, 0),
-    "mb": (100, 0),
-    "mbar": (100, 0),
-}
-_SPEED: _Spellings = {
-    "m/s": (1, 0),
-    "m s-1": (1, 0),
-    "knots": (0.514_444, 0),
-    "kt": (0.514_444, 0),
-    "km/h": (1 / 3.6, 0),
-}
-_SPEED |= {"mph": (0.447_04, 0)}
-_RAIN: _Spellings = {
-    "mm": (1, 0),
-    "kg m-2": (1, 0),
-    "m": (1000, 0),
-    "inches": (25.4, 0),
-    ".01 inches": (0.254, 0),
-}
-_UNITS: Mapping[str, Mapping[str, tuple[float, float]]] = {
-    "2t": _KELVIN,
-    "msl": _PASCAL,
-    "10ws": _SPEED,
-    "tp6h": _RAIN,
-    "tp24h": _RAIN,
-    "elevation": {"m": (1, 0), "ft": (0.3048, 0), "feet": (0.3048, 0)},
-}
-"""By quantity and unit as a header spells it in brackets, `air_temperature[unit="Celsius"]`: factor and offset to the
-registry's. What has no brackets is in the registry's units."""
 
 
 def read_reports(paths: Sequence[Path]) -> Observations:
@@ -147,15 +108,17 @@ def _plain(name: str) -> str:
 
 
 def _to_registry(path: Path, ours: str, name: str, values: np.ndarray) -> np.ndarray:
-    """Raises InputError for a unit that is not known."""
+    """By the unit in brackets, `air_temperature[unit="Celsius"]`; without brackets it is the registry's.
+
+    Raises InputError for a unit that is not known.
+    """
     stated = name.partition("[")[2].rstrip("]").removeprefix("unit=").strip('" ')
-    if not stated or ours not in _UNITS:
+    if not stated or ours not in (*MEASURED, "elevation"):
         return values
-    if stated.lower() not in _UNITS[ours]:
-        raise InputError(
-            f"{path}: {name} is in {stated!r}; known units of {ours} are {', '.join(_UNITS[ours])}"
-        )
-    factor, offset = _UNITS[ours][stated.lower()]
+    try:
+        factor, offset = conversion(stated, "m" if ours == "elevation" else units_of(ours))
+    except ValueError as error:
+        raise InputError(f"{path}: the units of {name}: {error}") from None
     return values * factor + offset
 
 
