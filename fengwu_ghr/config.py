@@ -281,6 +281,8 @@ def _with_own_forecast(tree: Any) -> Any:
     match tree:
         case {"verify": {**verify}, "output": {"zarr": store}} if "forecast" not in verify:
             return {**tree, "verify": {**verify, "forecast": store}}
+        case {"verify": {**verify}} if "forecast" not in verify and verify.get("online"):
+            return {**tree, "verify": {**verify, "forecast": ""}}  # told of [output] alone
     return tree
 
 
@@ -374,6 +376,6 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         said = _PLAIN.get(item["type"], item["msg"].removeprefix("Value error, "))
-        value = "" if "got" in said or item["type"] == "missing" else f"; got {item['input']!r}"
-        lines.append(f"  {where}: {said}{value}")
+        value = "" if "got" in said or item["type"] == "missing" or not where else f"; got {item['input']!r}"
+        lines.append(f"  {where}: {said}{value}" if where else f"  {said}")
     return "\n".join(lines)

@@ -54,7 +54,11 @@ def show_facts(title: str, facts: Iterable[tuple[str, object]]) -> None:
 def show_verified(verified: "Verified") -> None:
     """A table of the first scores, and where all of them are."""
     show_table(verified.title, verified.columns, verified.rows)
-    show_facts("Verification", [(path.name, path) for path in verified.files])
+    facts: list[tuple[str, object]] = [(path.name, path) for path in verified.files]
+    facts.append(("there too", verified.more))
+    if verified.notes:
+        facts.append(("notes", verified.notes))
+    show_facts("Verification", facts)
 
 
 def report_error(error: BaseException) -> int:

@@ -323,10 +323,8 @@ def named_grid(name: str) -> LatLonGrid | ReducedGaussianGrid:
     if name[:1] in ("F", "O") and name[1:].isdigit() and int(name[1:]) > 1:
         number = int(name[1:])
         return regular_gaussian_grid(number) if name[0] == "F" else ReducedGaussianGrid.octahedral(number)
-    products = ", ".join(product_grid(scale).name for scale in SCALES)
-    raise ValueError(
-        f"no grid is named {name!r}; products: {products}; also 0p25 and its multiples, 1p5, F320, O1280"
-    )
+    known = ", ".join(make(scale).name for make in (product_grid, backbone_grid) for scale in SCALES)
+    raise ValueError(f"no grid is named {name!r}; there are {known}, 1p5, and Gaussian ones as F320, O1280")
 
 
 def _regular(rows: int, columns: int, name: str) -> LatLonGrid:

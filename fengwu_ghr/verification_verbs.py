@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fengwu_ghr.errors import UsageError
+from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.options import Quiet, Verbose, list_of, verb
 
 if TYPE_CHECKING:
@@ -186,6 +186,8 @@ def _of_sums(folders: list[Path], flags: dict[str, Any], more: list[str]) -> "Ve
     if flags["output"] is None:
         raise UsageError("verify --sums needs --output: where scores and report are to be written")
     times = sorted({time for folder in folders for time, _ in KeptSums.open(folder).pairs})
+    if not times:
+        raise InputError(f"{', '.join(map(str, folders))} holds no sums yet")
     kept = set(chosen_times(times, flags["first"], flags["last"]))
     leads = {timedelta(hours=hours) for hours in flags["leads_hours"]}
     return run_on_sums(

@@ -56,7 +56,7 @@ def test_names() -> None:
     assert names == ["0p09", "0p9", "1p8", "net-0p09", "0p25"]
     for name in (*names[:3], "0p25", "5p0", "F32", "O32"):
         assert named_grid(name).name == name
-    with pytest.raises(ValueError, match="no grid is named 'N32'; products: 0p09"):
+    with pytest.raises(ValueError, match="no grid is named 'N32'; there are 0p09"):
         named_grid("N32")
 
 

@@ -1,5 +1,7 @@
 """A climatology on disk: of fields that are a known function of season and hour, found again at every point."""
 
+import json
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -144,3 +146,21 @@ def test_months_lie_around_any_time() -> None:
     first, second, share = months_around(datetime(2001, 6, 30, 12))
     assert (first, second) == (5, 6)
     assert share == pytest.approx(14.5 / 30.5, abs=1e-9)
+
+
+def test_what_is_not_whole_is_refused(normals: ClimateStore, tmp_path: Path) -> None:
+    """A channel that is to come, a chunk that is gone, and states of which none departs from the others."""
+    path = tmp_path / "copy"
+    shutil.copytree(normals.path, path)
+    next(file for file in (path / "2t" / "mean" / "c").rglob("*") if file.is_file()).unlink()
+    damaged = ClimateStore.open(path)
+    with pytest.raises(InputError, match=r"climatology of 2t at .* is damaged; make it again"):
+        [damaged.mean("2t", LATER.replace(hour=hour)) for hour in (0, 12)]
+    about = json.loads((path / "climate.json").read_text())
+    (path / "climate.json").write_text(json.dumps({**about, "wanted": ["2t", "msl"]}))
+    with pytest.raises(
+        InputError, match="was not finished, msl are missing: run the same fengwu-ghr climatology"
+    ):
+        ClimateStore.open(path)
+    with pytest.raises(InputError, match="needs more than 1 states at each hour of the day"):
+        build_climate(Seasons(YEAR[:2]), ["2t"], tmp_path / "one", ClimateSettings(0), progress=Silence())

@@ -230,7 +230,7 @@ def test_sums_of_one_date_and_lead(seasons: Path, tmp_path: Path) -> None:
         (["--sums", "first", "--output", "o", "--truth", "t"], 2, "leave out --truth"),
         (["--sums", "first"], 2, "needs --output"),
         (["--sums", "none", "--output", "o"], 3, "none holds no sums of a verification"),
-        (["--sums", "first", "--output", "o", "--first", "2021-01-01"], 2, "no time lies from 2021-01-01"),
+        (["--sums", "first", "--output", "o", "--first", "2021-01-01"], 3, "no time lies from 2021-01-01"),
         (["--sums", "first", "--output", "o", "--leads", "7"], 3, "none of them of the dates and leads"),
         (
             ["--sums", "first", "--sums", "other", "--output", "o"],
@@ -238,6 +238,9 @@ def test_sums_of_one_date_and_lead(seasons: Path, tmp_path: Path) -> None:
             "holds a verification with other channels",
         ),
         (["--sums", "first", "--sums", "changed", "--output", "o"], 3, "each forecast counts once"),
+        (["--sums", "first", "--output", "other"], 2, "other holds a verification with other channels"),
+        (["--sums", "empty", "--output", "o"], 3, "empty holds no sums yet"),
+        (["--sums", "first", "--output", "file"], 2, "file is a file; give another --output"),
     ],
 )
 def test_mistakes_are_told(
@@ -247,6 +250,11 @@ def test_mistakes_are_told(
     if not (seasons / "other").exists():
         season(seasons, [START], "other", channels=["2t"])
         season(seasons, [START], "changed")
+        (seasons / "empty").mkdir()
+        (seasons / "empty" / "verification.json").write_text(
+            (seasons / "first" / "verification.json").read_text()
+        )
+        (seasons / "file").write_text("mine")
         pair = (START, 24 * HOUR)
         piece = KeptSums(seasons / "changed").read(pair)
         KeptSums(seasons / "changed").write(pair, piece._replace(fingerprint="another"))

@@ -77,6 +77,8 @@ def test_grib_of_our_own_is_an_analysis_and_a_forecast(tmp_path: Path) -> None:
     for lead in (timedelta(0), 6 * HOUR):
         message = encoder.encode(z500, truth_at(START + lead)[0], initial_time=START, lead=lead)
         write_messages(tmp_path / f"{lead / HOUR:g}.grib2", [(z500, message)])
+    (tmp_path / ".2020.run.json").write_text("{}")  # as a forecast leaves it beside its files
+    (tmp_path / "0.index").write_text("{}")
     forecast, truth = open_forecasts([tmp_path]), open_analyses([tmp_path])
     try:
         assert forecast.leads(START) == (timedelta(0), 6 * HOUR)
@@ -215,12 +217,41 @@ def test_channels_are_in_the_order_of_the_registry_whatever_the_file_says(tmp_pa
         ]  # fmt: skip
 
 
+def test_one_file_a_date(tmp_path: Path) -> None:
+    """As many keep them: analyses in a folder of NetCDF files, each of other times."""
+    folder = tmp_path / "days"
+    folder.mkdir()
+    for i in range(3):
+        day = xr.open_zarr(
+            write_analyses(tmp_path / f"{i}.zarr", [START + 24 * HOUR * i]), consolidated=False
+        )
+        day.drop_vars("geopotential" if i == 2 else []).to_netcdf(folder / f"{i}.nc", engine="h5netcdf")
+    with closing(open_analyses([folder])) as truth:
+        assert truth.valid_times == tuple(START + 24 * HOUR * i for i in range(3))
+        assert channel("z500") not in truth.channels, "the last day lacks it"
+        np.testing.assert_array_equal(
+            truth.read(CHANNELS[1], START + 24 * HOUR), truth_at(START + 24 * HOUR)[1]
+        )
+    with pytest.raises(
+        InputError, match="2020-06-01 00:00 comes twice in 0 and 1 more; leave one of them out"
+    ):
+        open_analyses([folder / "0.nc", tmp_path / "0.zarr"])
+
+
+def test_run_stores_need_not_keep_the_same_channels(tmp_path: Path) -> None:
+    write_run(tmp_path / "a.zarr", [START], [6 * HOUR])
+    write_run(tmp_path / "b.zarr", [START + 24 * HOUR], [6 * HOUR], channels=CHANNELS[1:3])
+    with closing(open_forecasts([tmp_path / "a.zarr", tmp_path / "b.zarr"])) as both:
+        assert both.channels == CHANNELS[1:3]
+        assert both.initial_times == (START, START + 24 * HOUR)
+
+
 def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
     analyses = write_analyses(tmp_path / "a.zarr", [START])
     run = write_run(tmp_path / "run.zarr", [START], [timedelta(0)])
     for paths, words in (
         ([tmp_path / "none"], "none is not there"),
-        ([analyses, run], "give run stores, or one Zarr or NetCDF, or GRIB files"),
+        ([analyses, run], "give run stores, or Zarr and NetCDF, or GRIB files"),
         ([], "no path hold no file"),
     ):
         with pytest.raises(InputError, match=words):

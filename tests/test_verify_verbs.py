@@ -102,7 +102,9 @@ hres = "{folder / "worse.zarr"}"
         (["climatology", "analyses.zarr", "--output", "n"], 3, "a climatology needs states of all seasons"),
         (["climatology", "years.zarr", "--output", "n", "--percentiles", "2t"], 2, "percentiles are written"),
         (["climatology", "years.zarr", "--output", "n", "--channels", "cheese"], 2, "is no channel"),
-        (["climatology", "years.zarr", "--output", "n", "--first", "2030-01-01"], 2, "no time lies from"),
+        (["climatology", "years.zarr", "--output", "n", "--harmonics", -1], 2, "harmonics are counted from 0"),
+        (["climatology", "years.zarr", "--output", "n", "--grid", "9p9"], 2, "no grid is named '9p9'; there are 0p09"),
+        (["climatology", "years.zarr", "--output", "n", "--first", "2030-01-01"], 3, "no time lies from"),
     ],
 )  # fmt: skip
 def test_mistakes_end_with_the_codes_of_the_table(

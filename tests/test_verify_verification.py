@@ -12,10 +12,12 @@ from verified import CHANNELS, GRID, HOUR, START, error_of, truth_at, write_anal
 
 from fengwu_ghr.config import VerifySection
 from fengwu_ghr.errors import InputError, UsageError
+from fengwu_ghr.grib.encode import GribEncoder, write_messages
 from fengwu_ghr.grid import product_grid
 from fengwu_ghr.layout import StorePlan
 from fengwu_ghr.progress import Silence
 from fengwu_ghr.store import RunStore
+from fengwu_ghr.variables import channel
 from fengwu_ghr.verify import pieces
 from fengwu_ghr.verify.job import Verified, run_verification
 from fengwu_ghr.verify.verification import plan_verification
@@ -167,7 +169,11 @@ def test_units_are_made_ours_or_refused(world: Path, tmp_path: Path) -> None:
     [
         ({"truth": "absent.zarr"}, InputError, "absent.zarr is not there"),
         ({"first": datetime(2021, 1, 1)}, InputError, "nothing can be verified"),
-        ({"channels": ("q700",)}, InputError, "q700 are not in all of them"),
+        (
+            {"channels": ("q700",)},
+            InputError,
+            "forecast lacks q700; worse lacks q700; the truth analyses lacks q700",
+        ),
         ({"regions": ("Atlantis",)}, UsageError, "no region is named 'Atlantis'"),
         ({"grid": "0p17"}, UsageError, "no grid is named '0p17'"),
         ({"thresholds": ("2t>=p95",)}, InputError, "needs a climatology that has this percentile"),
@@ -257,3 +263,50 @@ def test_a_cluster_scores_the_same(world: Path, tmp_path: Path) -> None:
             world, tmp_path / "spread", channels=("2t",), scheduler=cluster.scheduler_address
         ).scores
     xr.testing.assert_identical(alone.drop_attrs(), spread.drop_attrs())
+
+
+def test_what_failed_at_first_is_not_in_the_way(world: Path, tmp_path: Path) -> None:
+    """Neither settings that came to nothing, nor a file that a full disk cut short."""
+    output = tmp_path / "out"
+    with plan_verification(settings(world, output, channels=("2t",))) as plan:
+        pieces.KeptSums(output).claim(plan.description())
+    made = verified(world, output, channels=("t850",))
+    assert made.scores["channel"].values.tolist() == ["t850"]
+    [path, *_] = sorted((output / "sums").glob("*.npz"))
+    path.write_bytes(path.read_bytes()[:100])
+    again = verified(world, output, channels=("t850",))
+    np.testing.assert_array_equal(again.scores["rmse"], made.scores["rmse"])
+
+
+def test_reports_that_are_left_out_are_counted(world: Path, tmp_path: Path) -> None:
+    """Beside those that no time and place can be found for, those far from the analysis; or that none can be used."""
+    path = tmp_path / "stations.csv"
+    rows = [f"S{i},10,{i},5,{DATES[0] + DAY:%Y-%m-%dT%H:%M},{t}" for i, t in enumerate((200, 210, 290, 299))]
+    path.write_text("\n".join(["station,latitude,longitude,elevation,time,temperature", *rows]))
+    scores = verified(world, tmp_path / "out", stations=path, channels=("2t",)).scores
+    assert "2 2t more than 15 from the analysis" in scores.attrs["refused"]
+    path.write_text(path.read_text().replace("2020", "2019"))
+    made = verified(world, tmp_path / "other", stations=path, channels=("2t",))
+    assert "no station reports within 30 min of a verified time; reports are from 2019" in made.notes
+
+
+def test_a_forecast_is_not_its_own_truth(tmp_path: Path) -> None:
+    encoder, z500 = GribEncoder(GRID), channel("z500")
+    for lead in (timedelta(0), 6 * HOUR):
+        message = encoder.encode(z500, truth_at(START + lead)[0], initial_time=START, lead=lead)
+        write_messages(tmp_path / f"{lead / HOUR:g}.grib2", [(z500, message)])
+    same = VerifySection(forecast=(tmp_path,), truth=(tmp_path,), output=tmp_path / "out")
+    with pytest.raises(InputError, match="the forecast would be its own truth; give analyses with --truth"):
+        plan_verification(same)
+
+
+def test_the_table_shows_what_people_look_at(world: Path, tmp_path: Path) -> None:
+    made = verified(world, tmp_path)
+    shown = [row[0].split()[0] for row in made.rows]
+    assert shown == ["z500", "t850", "u850", "v850", "2t", "10u", "10v"]
+    assert made.more == "other scores, regions and leads"
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert lines[0].split(",")[5:7] == ["value", "units"]
+    units = {tuple(line.split(",")[i] for i in (1, 2)): line.split(",")[6] for line in lines[1:]}
+    assert units["rmse", "z500"] == "m2 s-2"
+    assert units["vector_wind_rmse", "wind850"] == "m s-1"

@@ -41,6 +41,10 @@ class ClimateStore:
             raise InputError(f"{path} is not a climatology; make one with fengwu-ghr climatology") from None
         if not about["channels"]:
             raise InputError(f"{path} is a climatology without a finished channel; make it again")
+        if lacking := [name for name in about.get("wanted", ()) if name not in about["channels"]]:
+            raise InputError(
+                f"{path} was not finished, {', '.join(lacking)} are missing: run the same fengwu-ghr climatology again"
+            )
         return cls(path, about)
 
     @property
@@ -105,21 +109,27 @@ class ClimateStore:
         array = self._dataset(channel)[what]
         hour = self._hour(array, channel, valid_time)
         weights = harmonic_terms(valid_time, array.shape[1] // 2).astype(np.float32)
-        return np.tensordot(weights, array.isel(hour=hour).values, axes=1)
+        return self._whole(np.tensordot(weights, array.isel(hour=hour).values, axes=1), channel)
 
     def _by_month(self, array: xr.DataArray, channel: str, valid_time: datetime) -> Field:
         hour = self._hour(array, channel, valid_time)
         first, second, share = months_around(valid_time)
         fields = [array.isel(hour=hour, month=month).values for month in (first, second)]
-        return fields[0] * np.float32(1 - share) + fields[1] * np.float32(share)
+        return self._whole(fields[0] * np.float32(1 - share) + fields[1] * np.float32(share), channel)
+
+    def _whole(self, values: Field, name: str) -> Field:
+        """The field itself; a chunk that is gone reads as missing."""
+        if not np.isfinite(values).all():
+            raise InputError(f"the climatology of {name} at {self.path} is damaged; make it again")
+        return values
 
     def _hour(self, array: xr.DataArray, channel: str, valid_time: datetime) -> int:
         hours = array["hour"].values.tolist()
         wanted = valid_time.hour + valid_time.minute / 60
         if wanted not in hours:
             raise InputError(
-                f"{self.path} has {channel} at the hours {hours}, not at {wanted:g}: verify those, or make it of "
-                "analyses at all hours"
+                f"{self.path} has {channel} at the hours {hours}, not at {wanted:g}: verify initial times and leads "
+                "that end there (verify.hours, --leads), or make it of analyses at all hours"
             )
         return hours.index(wanted)
 

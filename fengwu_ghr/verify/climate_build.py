@@ -60,13 +60,15 @@ def build_climate(
     one of other settings.
     """
     chosen = tuple(sorted(analyses.valid_times if times is None else times))
+    if settings.harmonics < 0:
+        raise UsageError(f"harmonics are counted from 0; got {settings.harmonics}")
     about = _about(analyses, chosen, settings)
     done = _begun(path, about)
     todo = [name for name in names if name not in done]
     progress.begin("climatology", len(names) - len(todo), len(names))
     for count, name in enumerate(todo, start=1):
         done[name] = _build_one(analyses, name, chosen, path, settings)
-        _save(path, about, done)
+        _save(path, about, done, wanted=names)
         progress.stepped(len(names) - len(todo) + count, {})
     return ClimateStore.open(path)
 
@@ -136,9 +138,10 @@ def _begun(path: Path, about: Mapping[str, Any]) -> dict[str, str]:
             _save(path, about, {})
         return {}
     there = json.loads((path / ABOUT).read_text())
-    there.pop("channels")
     digests = there.pop("sha256")
-    if there != about:
+    for own in ("channels", "wanted"):
+        there.pop(own)
+    if digests and there != about:
         differing = [key for key in about if there.get(key) != about[key]]
         raise UsageError(
             f"{path} holds a climatology with other {', '.join(differing)}; write to another --output or remove it"
@@ -146,9 +149,12 @@ def _begun(path: Path, about: Mapping[str, Any]) -> dict[str, str]:
     return digests
 
 
-def _save(path: Path, about: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-    """With digests of what is kept: the file is another where a value is."""
-    whole = {**about, "channels": list(digests), "sha256": dict(digests)}
+def _save(
+    path: Path, about: Mapping[str, Any], digests: Mapping[str, str], *, wanted: Sequence[str] = ()
+) -> None:
+    """With digests of what is kept, since the file is another where a value is; `wanted` are all there will be."""
+    whole = {**about, "channels": list(digests), "wanted": list({**digests, **dict.fromkeys(wanted)})}
+    whole["sha256"] = dict(digests)
     replace_file(path / ABOUT, json.dumps(whole, indent=1).encode())
 
 
@@ -194,6 +200,11 @@ def _check_seasons(times: Sequence[datetime], settings: ClimateSettings) -> None
         own = [time for time in times if _hour(time) == hour]
         terms = np.array([harmonic_terms(time, settings.harmonics) for time in own])
         check_condition(terms.T @ terms, periods_of((0, time) for time in own), states=len(own))
+        if len(own) <= terms.shape[1]:
+            raise InputError(
+                f"a climatology with {settings.harmonics} harmonics needs more than {terms.shape[1]} states at each "
+                f"hour of the day, else nothing departs from it; at {hour:g} h there are {len(own)}: add analyses"
+            )
 
 
 def _hour(time: datetime) -> float:

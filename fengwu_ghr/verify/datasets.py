@@ -152,7 +152,8 @@ class Gridded:
         ours = ours * np.float32(factor) + np.float32(offset) if (factor, offset) != (1, 0) else ours
         if not np.isfinite(ours).all():
             raise InputError(
-                f"{self.name}: {channel} of {time:%Y-%m-%d %H:%M} has {int(np.sum(~np.isfinite(ours)))} values missing"
+                f"{self.name}: {channel} of {time:%Y-%m-%d %H:%M} has {np.sum(~np.isfinite(ours))} values missing: "
+                "leave out the channel (--channels) or the date (--first, --last)"
             )
         check_plausible(ours, channel, self.name)
         return ours
@@ -207,68 +208,94 @@ class Gridded:
 
 
 @dataclass(frozen=True, eq=False)
-class _OfDataset:
-    """What forecasts and analyses of a dataset have in common."""
+class _OfDatasets:
+    """What forecasts and analyses of datasets have in common: one grid, each time in one of them."""
 
-    held: Gridded
+    parts: tuple[Gridded, ...]
+
+    def __post_init__(self) -> None:
+        first = self.parts[0]
+        for part in self.parts[1:]:
+            if part.grid != first.grid:
+                raise InputError(
+                    f"{first.name} is on {first.grid}, {part.name} on {part.grid}: give files of one"
+                )
+        times = [time for part in self.parts for time in part.times]
+        if len(self._holders) < len(times):
+            twice = next(time for time in times if times.count(time) > 1)
+            raise InputError(
+                f"the time {twice:%Y-%m-%d %H:%M} comes twice in {self.name}; leave one of them out"
+            )
 
     @property
     def name(self) -> str:
-        return self.held.path.stem
+        first = self.parts[0].path.stem
+        return first if len(self.parts) == 1 else f"{first} and {len(self.parts) - 1} more"
 
     @property
     def grid(self) -> LatLonGrid:
-        return self.held.grid
+        return self.parts[0].grid
 
-    @property
+    @cached_property
     def channels(self) -> tuple[Channel, ...]:
-        return tuple(self.held.places)
+        """Those that all of them have."""
+        return tuple(c for c in self.parts[0].places if all(c in part.places for part in self.parts))
 
     def close(self) -> None:
-        self.held.dataset.close()
+        for part in self.parts:
+            part.dataset.close()
+
+    @cached_property
+    def _holders(self) -> dict[datetime, Gridded]:
+        return {time: part for part in self.parts for time in part.times}
+
+    def _holder(self, time: datetime) -> Gridded:
+        if time not in self._holders:
+            raise InputError(f"{self.name} does not hold time {time:%Y-%m-%d %H:%M}")
+        return self._holders[time]
 
 
 @dataclass(frozen=True, eq=False)
-class DatasetForecasts(_OfDataset):
-    """Forecasts of a dataset with initial times and leads."""
+class DatasetForecasts(_OfDatasets):
+    """Forecasts of datasets with initial times and leads."""
 
     kind: str = "forecast"
 
     @property
     def initial_times(self) -> tuple[datetime, ...]:
-        return tuple(sorted(self.held.times))
+        return tuple(sorted(self._holders))
 
     def leads(self, initial_time: datetime) -> tuple[timedelta, ...]:
-        return tuple(sorted(self.held.leads))
+        return tuple(sorted(self._holder(initial_time).leads))
 
     def read(self, channel: Channel, initial_time: datetime, lead: timedelta) -> Field:
-        return self.held.read(channel, initial_time, lead)
+        return self._holder(initial_time).read(channel, initial_time, lead)
 
     def holds(self, channel: Channel, initial_time: datetime, lead: timedelta) -> bool:
-        return channel in self.held.places and initial_time in self.held.times and lead in self.held.leads
+        return channel in self.channels and lead in getattr(self._holders.get(initial_time), "leads", ())
 
     def fingerprint(self, initial_time: datetime, lead: timedelta) -> str:
-        return self.held.fingerprint
+        return self._holder(initial_time).fingerprint
 
 
 @dataclass(frozen=True, eq=False)
-class DatasetAnalyses(_OfDataset):
-    """Analyses of a dataset whose times are valid times."""
+class DatasetAnalyses(_OfDatasets):
+    """Analyses of datasets whose times are valid times."""
 
     kind: str = "analysis"
 
     @property
     def valid_times(self) -> tuple[datetime, ...]:
-        return tuple(sorted(self.held.times))
+        return tuple(sorted(self._holders))
 
     def read(self, channel: Channel, valid_time: datetime) -> Field:
-        return self.held.read(channel, valid_time, None)
+        return self._holder(valid_time).read(channel, valid_time, None)
 
     def holds(self, channel: Channel, valid_time: datetime) -> bool:
-        return channel in self.held.places and valid_time in self.held.times
+        return channel in self.channels and valid_time in self._holders
 
     def fingerprint(self, valid_time: datetime) -> str:
-        return self.held.fingerprint
+        return self._holder(valid_time).fingerprint
 
 
 def open_dataset(path: Path) -> xr.Dataset:

@@ -94,7 +94,7 @@ class Analyses(Source, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class RunForecasts:
-    """The committed leads of run stores of one grid and set of channels, one initial time in one of them."""
+    """The committed leads of run stores of one grid, each initial time in one of them; channels that all have."""
 
     stores: tuple[RunStore, ...]
     kind: str = "forecast"
@@ -102,9 +102,10 @@ class RunForecasts:
     def __post_init__(self) -> None:
         first = self.stores[0]
         for store in self.stores[1:]:
-            if (store.plan.grid, store.plan.channels) != (first.plan.grid, first.plan.channels):
+            if store.plan.grid != first.plan.grid:
                 raise InputError(
-                    f"{store.path} and {first.path} differ in grid or channels; verify them apart from each other"
+                    f"{store.path} is on {store.plan.grid}, {first.path} on {first.plan.grid}; verify them apart from "
+                    "each other"
                 )
         if len(self._holders) < sum(len(store.plan.initial_times) for store in self.stores):
             raise InputError("two of the run stores hold the same initial time; leave one out")
@@ -122,9 +123,10 @@ class RunForecasts:
     def grid(self) -> LatLonGrid:
         return self.stores[0].plan.grid
 
-    @property
+    @cached_property
     def channels(self) -> tuple[Channel, ...]:
-        return self.stores[0].plan.channels
+        held = [set(store.plan.channels) for store in self.stores]
+        return tuple(c for c in self.stores[0].plan.channels if all(c in channels for channels in held))
 
     @property
     def initial_times(self) -> tuple[datetime, ...]:
@@ -260,8 +262,8 @@ class ToGrid:
             )
         if source.points < target.points:
             raise InputError(
-                f"a field on {self.source} cannot be evaluated on the finer {target}: give --grid of the coarser of "
-                "both, as truth or the name of a baseline"
+                f"a field on {self.source} cannot be evaluated on the finer {target}: give --grid native, truth or the "
+                "name of a baseline, whichever is the coarsest"
             )
         self._mean = AreaMean(source, target)
         self.method = "area means of " + (self.method if self._regridder else str(source))

@@ -20,6 +20,9 @@ from fengwu_ghr.grib.selection import Holdings
 from fengwu_ghr.variables import VARIABLES, Channel
 from fengwu_ghr.verify.fields import AnyGrid, state_of_files, what_is_missing
 
+SHORTEST = "else the shortest forecast"
+"""Of a truth that has no analysis at some of its times."""
+
 
 @dataclass(frozen=True, eq=False)
 class GribFiles:
@@ -84,7 +87,15 @@ class GribFiles:
         Raises InputError where these differ, as members of an ensemble do.
         """
         shortest = min(one.step_end or timedelta(0) for one in found)
-        return pick([one for one in found if (one.step_end or timedelta(0)) == shortest], self.pool)
+        candidates = [one for one in found if (one.step_end or timedelta(0)) == shortest]
+        try:
+            return pick(candidates, self.pool)
+        except InputError as error:
+            members = len({one.member for one in candidates})
+            remedy = "keep one member" if members > 1 else "keep the files of one run"
+            raise InputError(
+                f"{self.name} holds {len(candidates)} different messages of one field at one time; {remedy}: {error}"
+            ) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,9 +175,7 @@ class GribAnalyses(_OfFiles):
         instant = [found for found in self.files.fields if found.statistic is None]
         analysed = {found.data_type for found in instant if not found.step_end} <= {"an", ""}
         first = "analysis" if analysed else "step 0 of forecasts"
-        return (
-            first if all(not found.step_end for found in instant) else f"{first}, else the shortest forecast"
-        )
+        return first if all(not found.step_end for found in instant) else f"{first}, {SHORTEST}"
 
     @cached_property
     def channels(self) -> tuple[Channel, ...]:

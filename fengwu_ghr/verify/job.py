@@ -10,7 +10,7 @@ import xarray as xr
 from fengwu_ghr.config import VerifySection, parse_time
 from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.progress import Progress
-from fengwu_ghr.variables import reading_units
+from fengwu_ghr.variables import HEADLINE, reading_units
 from fengwu_ghr.verify.comparison import Scorecard
 from fengwu_ghr.verify.kept import Collected, KeptSums, Pair, collect
 from fengwu_ghr.verify.pieces import verify
@@ -43,8 +43,29 @@ class Verified:
     @property
     def rows(self) -> list[list[str]]:
         """By channel: ours (theirs, in the order of the baselines) at a few leads, in the units people read."""
-        shown = self.scores["channel"].values.tolist()[:12]
-        return [[_labelled(name), *(self._cell(name, hours) for hours in self._hours)] for name in shown]
+        return [
+            [_labelled(name), *(self._cell(name, hours) for hours in self._hours)] for name in self._shown
+        ]
+
+    @property
+    def more(self) -> str:
+        """What the rows leave out, in words."""
+        left = self.scores.sizes["channel"] - len(self._shown)
+        return (
+            f"{left} more channels, other scores, regions and leads"
+            if left
+            else "other scores, regions and leads"
+        )
+
+    @property
+    def notes(self) -> str:
+        """What was left out of the verification, and why."""
+        return "" if self.scores.attrs["notes"] == "none" else str(self.scores.attrs["notes"])
+
+    @property
+    def _shown(self) -> list[str]:
+        there = self.scores["channel"].values.tolist()
+        return [name for name in HEADLINE if name in there] or there[:12]
 
     @property
     def _hours(self) -> list[float]:
@@ -74,7 +95,9 @@ def run_on_sums(
         raise InputError(
             f"{', '.join(map(str, folders))} hold {len(there)} sums, none of them of the dates and leads asked for"
         )
-    return report_of(collect(kept, pairs=chosen), output)
+    found = collect(kept, pairs=chosen)
+    KeptSums(output).check(found.about)
+    return report_of(found, output)
 
 
 def report_of(found: Collected, output: Path) -> Verified:
@@ -85,7 +108,7 @@ def report_of(found: Collected, output: Path) -> Verified:
 
 
 def chosen_times(times: Sequence[datetime], first: str | None, last: str | None) -> tuple[datetime, ...]:
-    """Those from `first` to `last`. Raises UsageError where a text is no time, or nothing is left."""
+    """Those from `first` to `last`. Raises UsageError where a text is no time, InputError where nothing is left."""
     try:
         begin, end = (parse_time(text) if text else None for text in (first, last))
     except ValueError as error:
@@ -93,7 +116,7 @@ def chosen_times(times: Sequence[datetime], first: str | None, last: str | None)
     kept = tuple(t for t in times if (begin is None or t >= begin) and (end is None or t <= end))
     if not kept:
         there = f"there are {times[0]} to {times[-1]}" if times else "there is none"
-        raise UsageError(f"no time lies from {first or 'the first'} to {last or 'the last'}; {there}")
+        raise InputError(f"no time lies from {first or 'the first'} to {last or 'the last'}; {there}")
     return kept
 
 

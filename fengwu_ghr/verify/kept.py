@@ -31,7 +31,8 @@ FORECAST = "forecast"
 """What the forecast itself is called among its baselines."""
 ABOUT = "verification.json"
 _PIECE, _FINGERPRINT = "piece of a verification", "fingerprint"
-_STATIONS = "stations", "latitude", "longitude"
+_STATIONS, _REFUSED = ("stations", "latitude", "longitude"), "refused"
+_ALSO, _OTHERS, _MOST_TOLD = "; also ", "others", 3
 _NAME = re.compile(r"(\d{8}T\d{4})\+([0-9.]+)h\.npz")
 _REGIONAL = ("fields", "events", "neighbourhoods", "rain", "stations")
 _AT_STATIONS = ("stations", "places")
@@ -85,6 +86,8 @@ class Piece(NamedTuple):
     stations: Mapping[str, tuple[float, float]]
     """By name, latitude and longitude, in the order of the sums."""
     fingerprint: str
+    refused: Mapping[str, int]
+    """By reason, how many reports of this time were left out."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +104,20 @@ class KeptSums:
         return made
 
     def check(self, about: Description) -> None:
-        """Raises UsageError where the folder is of another verification."""
-        if (self.folder / ABOUT).exists():
+        """Raises UsageError where the folder holds sums of another verification, or is none."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file; give another --output")
+        if self.pairs:
             self.about.check_like(about, self.folder, "give another --output")
 
     def claim(self, about: Description) -> None:
         """The folder is of this verification. Raises UsageError where it is of another."""
         path = self.folder / ABOUT
         self.check(about)
+        told = _told_of_all([self.about, about]) if self.pairs else about
         with writing(path):
             make_folder(self.folder / "sums")
-            replace_file(path, about.model_dump_json(indent=1).encode())
+            replace_file(path, told.model_dump_json(indent=1).encode())
 
     @property
     def about(self) -> Description:
@@ -119,10 +125,12 @@ class KeptSums:
         path = self.folder / ABOUT
         try:
             return Description.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError):
+        except OSError:
             raise InputError(
                 f"{self.folder} holds no sums of a verification; give its --output folder"
             ) from None
+        except ValidationError:
+            raise InputError(f"{path} is damaged; remove {self.folder} and verify again") from None
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -142,9 +150,11 @@ class KeptSums:
         return self.folder / "sums" / f"{initial_time:%Y%m%dT%H%M}+{lead / timedelta(hours=1):g}h.npz"
 
     def fingerprint(self, pair: Pair) -> str | None:
-        """Of which fields the sums are; None where there are none. Raises InputError where they are damaged."""
-        path = self.path(pair)
-        return str(read_array(path, _PIECE, _FINGERPRINT)) if path.exists() else None
+        """Of which fields the sums are; None where there are none, or damaged ones."""
+        try:
+            return str(read_array(self.path(pair), _PIECE, _FINGERPRINT))
+        except InputError:
+            return None
 
     def stations(self, pair: Pair) -> dict[str, tuple[float, float]]:
         """Those of a pair: by name, latitude and longitude."""
@@ -157,6 +167,7 @@ class KeptSums:
         arrays = {
             _FINGERPRINT: np.array(piece.fingerprint),
             **dict(zip(_STATIONS, (np.array(list(piece.stations), str), *places.T))),
+            _REFUSED: np.array([f"{count} {reason}" for reason, count in piece.refused.items()], str),
         }
         for name, kinds in piece.scores.items():
             for kind, sums in kinds.items():
@@ -170,6 +181,8 @@ class KeptSums:
         arrays = read_archive(self.path(pair), _PIECE)
         fingerprint = str(arrays.pop(_FINGERPRINT))
         names, *places = (arrays.pop(name).tolist() for name in _STATIONS)
+        counts = (text.partition(" ") for text in arrays.pop(_REFUSED).tolist())
+        refused = {reason: int(count) for count, _, reason in counts}
         scores: dict[str, dict[str, Any]] = {}
         for key, values in arrays.items():
             name, kind, *what = key.split("|")
@@ -179,7 +192,7 @@ class KeptSums:
             else:
                 parts[1][what[1]] = values
         made = {name: {kind: Sums(*parts) for kind, parts in kinds.items()} for name, kinds in scores.items()}
-        return Piece(made, dict(zip(names, zip(*places))), fingerprint)
+        return Piece(made, dict(zip(names, zip(*places))), fingerprint, refused)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +205,8 @@ class Collected:
     """Of maps, spectra and places the sums over all dates alone."""
     stations: Mapping[str, tuple[float, float]]
     """By name, latitude and longitude, in the order of the sums by place."""
+    refused: Mapping[str, int]
+    """By reason, how many reports of all valid times were left out."""
     notes: tuple[str, ...] = ()
 
 
@@ -209,16 +224,27 @@ def collect(
     holders = _holders(folders)
     chosen = tuple(sorted(holders)) if pairs is None else tuple(pairs)
     tables: Tables = {}
+    refused: dict[datetime, Mapping[str, int]] = {}
     pieces = [(pair, holders.get(pair, folders[0])) for pair in chosen]
     stations = _stations(pieces)
     for pair, holder in pieces:
         piece = holder.read(pair)
+        refused[pair[0] + pair[1]] = piece.refused
         for name, kinds in piece.scores.items():
             for kind, sums in kinds.items():
                 table = tables.setdefault(name, {}).setdefault(kind, first.table(kind))
                 own = _of_stations(sums, piece.stations, stations) if kind == "places" else sums
                 _add(table, kind, pair, own, Start(0, chosen[0][0]))
-    return Collected(_told_of_all([first, *others]), chosen, tables, stations, tuple(notes))
+    told = _told_of_all([first, *others])
+    return Collected(told, chosen, tables, stations, _summed(refused.values()), tuple(notes))
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    whole: dict[str, int] = {}
+    for one in counts:
+        for reason, count in one.items():
+            whole[reason] = whole.get(reason, 0) + count
+    return whole
 
 
 def _add(table: DatedSums, kind: str, pair: Pair, sums: Sums, whole: Start) -> None:
@@ -265,8 +291,13 @@ def _of_stations(sums: Sums, own: Iterable[str], all_of_them: Iterable[str]) -> 
 def _told_of_all(descriptions: Sequence[Description]) -> Description:
     """What readers are told of the first, and of others what is different there."""
     first = descriptions[0]
-    facts = {
-        key: "; also ".join(dict.fromkeys(about.facts.get(key, "none") for about in descriptions))
-        for key in first.facts
-    }
-    return first.model_copy(update={"facts": facts})
+    facts = {key: _either([about.facts.get(key, "none") for about in descriptions]) for key in first.facts}
+    titles = _either([about.title for about in descriptions])
+    return first.model_copy(update={"facts": facts, "title": titles})
+
+
+def _either(texts: Sequence[str]) -> str:
+    """Each different one; of many the first few."""
+    different = [part for text in texts for part in text.split(_ALSO) if part != _OTHERS]
+    different = list(dict.fromkeys(different))
+    return _ALSO.join(different[:_MOST_TOLD] + [_OTHERS] * (len(different) > _MOST_TOLD))

@@ -23,20 +23,20 @@ _LAND_NAMES = ("lsm", "land_sea_mask", "land_binary_mask", "land", "land_area_fr
 
 
 def open_forecasts(paths: Sequence[Path]) -> Forecasts:
-    """The forecasts at these paths: run stores of one kind, or one dataset with leads, or GRIB files.
+    """The forecasts at these paths: run stores, or datasets with leads, or GRIB files; of one grid.
 
     Raises InputError where there are none.
     """
-    stores, dataset, gribs = _sorted(paths)
+    stores, datasets, gribs = _sorted(paths)
     if stores:
         return RunForecasts.open(stores)
-    if dataset:
-        held = Gridded.open(dataset)
-        if not held.leads:
+    if datasets:
+        parts = tuple(map(Gridded.open, datasets))
+        if without := [part.name for part in parts if not part.leads]:
             raise InputError(
-                f"{dataset} has no leads (a dimension prediction_timedelta): it holds analyses, not forecasts"
+                f"{without[0]} has no leads (a dimension prediction_timedelta): it holds analyses, not forecasts"
             )
-        return DatasetForecasts(held)
+        return DatasetForecasts(parts)
     return GribForecasts(GribFiles.open(gribs))
 
 
@@ -45,12 +45,15 @@ def open_analyses(paths: Sequence[Path]) -> Analyses:
 
     Raises InputError where there is none.
     """
-    stores, dataset, gribs = _sorted(paths)
+    stores, datasets, gribs = _sorted(paths)
     if stores:
         return StepZero(RunForecasts.open(stores))
-    if dataset:
-        held = Gridded.open(dataset)
-        return StepZero(DatasetForecasts(held)) if held.leads else DatasetAnalyses(held)
+    if datasets:
+        parts = tuple(map(Gridded.open, datasets))
+        forecasts = [part.name for part in parts if part.leads]
+        if forecasts and len(forecasts) < len(parts):
+            raise InputError(f"{forecasts[0]} holds forecasts, others hold analyses; give files of one kind")
+        return StepZero(DatasetForecasts(parts)) if forecasts else DatasetAnalyses(parts)
     return GribAnalyses(GribFiles.open(gribs))
 
 
@@ -71,21 +74,23 @@ def read_land(path: Path, grid: LatLonGrid) -> Field:
     return np.clip(ToGrid(source, grid).apply(share, "2t"), 0, 1)
 
 
-def _sorted(paths: Sequence[Path]) -> tuple[list[Path], Path | None, list[Path]]:
-    """Run stores, or a dataset, or GRIB files (folders stand for the files in them)."""
+def _sorted(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Run stores, datasets or GRIB files; folders that are none of it stand for the files in them."""
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} is not there")
-    stores = [path for path in paths if is_store(path)]
-    datasets = [path for path in paths if path not in stores and _is_dataset(path)]
-    gribs = [file for path in paths if path not in (*stores, *datasets) for file in _files(path)]
-    if sum(map(bool, (stores, datasets, gribs))) > 1 or len(datasets) > 1:
+    whole = [path for path in paths if is_store(path) or _is_dataset(path)]
+    files = [file for path in paths if path not in whole for file in _files(path)]
+    stores = [path for path in whole if is_store(path)]
+    datasets = [path for path in (*whole, *files) if path not in stores and _is_dataset(path)]
+    gribs = [file for file in files if file not in datasets]
+    if sum(map(bool, (stores, datasets, gribs))) > 1:
         raise InputError(
-            f"give run stores, or one Zarr or NetCDF, or GRIB files; got {', '.join(map(str, paths))}"
+            f"give run stores, or Zarr and NetCDF, or GRIB files; got {', '.join(map(str, paths))}"
         )
     if not (stores or datasets or gribs):
         raise InputError(f"{', '.join(map(str, paths)) or 'no path'} hold no file")
-    return stores, datasets[0] if datasets else None, gribs
+    return stores, datasets, gribs
 
 
 def _is_dataset(path: Path) -> bool:
@@ -96,7 +101,12 @@ def _is_dataset(path: Path) -> bool:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    return sorted(file for file in path.iterdir() if file.is_file() and file.suffix not in (".index", ".idx"))
+    return sorted(file for file in path.iterdir() if file.is_file() and not _is_beside(file))
+
+
+def _is_beside(file: Path) -> bool:
+    """Whether it lies beside GRIB files and is none: an index, or what a forecast notes of itself."""
+    return file.name.startswith(".") or file.suffix in (".index", ".idx")
 
 
 def _surface(

@@ -1,10 +1,11 @@
 """Pairing: which initial times and leads can be verified, of those that are asked for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from fengwu_ghr.config import VerifySection
 from fengwu_ghr.errors import InputError
+from fengwu_ghr.variables import Channel
 from fengwu_ghr.verify.fields import Analyses, Forecasts
 from fengwu_ghr.verify.kept import Pair
 from fengwu_ghr.verify.statistics import hours_text
@@ -27,22 +28,43 @@ def find_pairs(
     notes, kept = [f"the forecast has no lead of {absent}"] if absent else [], wanted
     valid = set(truth.valid_times)
     checks: list[tuple[str, Callable[[Pair], bool]]] = [
-        (f"have no truth in {truth.name}", lambda pair: pair[0] + pair[1] in valid)
+        (f"have no truth in {truth.name} ({_span(valid)})", lambda pair: pair[0] + pair[1] in valid),
+        *((f"are not in {b.name} (initial times {_span(b.initial_times)})", _is_in(b)) for b in baselines),
     ]
-    for baseline in baselines:
-        there = {t: set(baseline.leads(t)) for t in baseline.initial_times}
-        checks.append(
-            (f"are not in {baseline.name}", lambda pair, there=there: pair[1] in there.get(pair[0], ()))  # type: ignore[misc]
-        )
     for what, check in checks:
         passing = [pair for pair in kept if check(pair)]
         if len(passing) < len(kept):
             notes.append(f"{len(kept) - len(passing)} of {len(wanted)} forecasts {what} and are left out")
         kept = passing
     if not kept:
-        told = "; ".join(notes) or "the forecast holds none of the dates and leads asked for"
+        told = "; ".join(notes) or (
+            f"the forecast holds initial times {_span(forecast.initial_times)}, none that is asked for with a lead "
+            "after 0"
+        )
         raise InputError(f"nothing can be verified: {told}")
     return tuple(kept), tuple(notes)
+
+
+def _is_in(forecasts: Forecasts) -> Callable[[Pair], bool]:
+    there = {time: set(forecasts.leads(time)) for time in forecasts.initial_times}
+    return lambda pair: pair[1] in there.get(pair[0], ())
+
+
+def _span(times: Collection[datetime]) -> str:
+    """From when to when, and how many."""
+    if not times:
+        return "none"
+    return f"{len(times)}, {min(times):%Y-%m-%d %H:%M} to {max(times):%Y-%m-%d %H:%M}"
+
+
+def who_lacks(names: Sequence[str], held: Mapping[str, Sequence[Channel | str]]) -> str:
+    """By source, which of these channels it lacks, the first few of them."""
+    told = []
+    for who, own in held.items():
+        if lacks := [name for name in names if name not in set(map(str, own))]:
+            more = f" and {len(lacks) - 6} more" if len(lacks) > 6 else ""
+            told.append(f"{who} lacks {', '.join(lacks[:6])}{more}")
+    return "; ".join(told)
 
 
 def is_wanted(settings: VerifySection, time: datetime) -> bool:

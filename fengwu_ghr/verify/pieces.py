@@ -46,7 +46,9 @@ def missing(made: Verification) -> list[Pair]:
 def score_pair(made: Verification, pair: Pair, *, run: Run = map) -> None:
     """The sums of this pair are on disk; `run` as of `Scorer.score`."""
     stations = {} if made.places is None else made.places.positions
-    piece = Piece(made.scorer.score(*pair, run=run), stations, fingerprint_of(made, pair))
+    scores = made.scorer.score(*pair, run=run)
+    refused = {} if made.places is None else made.places.refused_at(pair[0] + pair[1])
+    piece = Piece(scores, stations, fingerprint_of(made, pair), refused)
     KeptSums(made.settings.output).write(pair, piece)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 
@@ -11,7 +11,13 @@ from jaxtyping import Bool, Float32, Float64
 
 from fengwu_ghr.grid import LatLonGrid
 from fengwu_ghr.verify.regions import Regions
-from fengwu_ghr.verify.stations import Observations, at_places, to_station_height, without_gross_errors
+from fengwu_ghr.verify.stations import (
+    MOST_HEIGHT_DIFFERENCE,
+    Observations,
+    at_places,
+    to_station_height,
+    without_gross_errors,
+)
 from fengwu_ghr.verify.statistics import ERRORS, Sums
 
 ANALYSED = ("2t", "10ws", "msl")
@@ -56,7 +62,26 @@ class Places:
         """The reports of this time; values far from the truth, where it has them, are refused."""
         reports = self.reports.at(valid_time)
         expected = {name: self.model(name, *fields, reports) for name, fields in truth.items()}
-        return without_gross_errors(reports, expected)
+        kept = without_gross_errors(replace(reports, refused={}), expected)
+        self._refused[valid_time] = {**kept.refused, **self._too_high(kept)}
+        return kept
+
+    def refused_at(self, valid_time: datetime) -> Mapping[str, int]:
+        """By reason, what `at` left out of the reports of this time."""
+        return self._refused.get(valid_time, {})
+
+    def _too_high(self, reports: Observations) -> dict[str, int]:
+        """Temperatures of stations too far above or below the model's surface."""
+        if self.surface is None or "2t" not in reports.values:
+            return {}
+        height = at_places(*self.surface, reports.latitude, reports.longitude)
+        away = np.abs(height - reports.elevation) > MOST_HEIGHT_DIFFERENCE
+        count = int(np.sum(away & np.isfinite(reports.values["2t"])))
+        return {f"2t more than {MOST_HEIGHT_DIFFERENCE:g} m from the model's surface": count} if count else {}
+
+    @cached_property
+    def _refused(self) -> dict[datetime, Mapping[str, int]]:
+        return {}
 
     def fingerprint(self, valid_time: datetime) -> str:
         """Changes where the reports of this time change."""

@@ -90,7 +90,7 @@ class Regions:
         for name in names:
             if name not in all_boxes and name not in all_masks:
                 hint = ": it needs a land mask" if name in SURFACES else ""
-                there = ", ".join((*all_boxes, *all_masks))
+                there = ", ".join(dict.fromkeys((*all_boxes, *SURFACES, *all_masks)))
                 raise UsageError(f"no region is named {name!r}{hint}; there are {there}")
         chosen = {name: all_boxes[name] for name in names if name in all_boxes}
         made = cls(grid, chosen, {name: all_masks[name] for name in names if name in all_masks})

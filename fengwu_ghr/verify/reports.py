@@ -55,6 +55,10 @@ def _column(part: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise InputError(
+            f"{path} is no file; give SYNOP as BUFR ({', '.join(_BUFR)}), METAR or ISD as .parquet or CSV"
+        )
     if path.suffix.lower() in _BUFR:
         return read_synop(path)
     table = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)

@@ -20,6 +20,7 @@ from fengwu_ghr.verify.rain import seeps
 from fengwu_ghr.verify.spectra import coherence, effective_wavenumber, power_ratio
 from fengwu_ghr.verify.statistics import ANOMALIES, DatedSums, Sums
 
+_IN_UNITS = ("rmse", "mae", "bias", "forecast_activity", "truth_activity", "vector_wind_rmse")
 Score = Callable[[Sums], np.ndarray]
 FIELD_SCORES: Mapping[str, Score] = {"rmse": metrics.rmse, "mae": metrics.mae, "bias": metrics.bias}
 ANOMALY_SCORES: Mapping[str, Score] = {
@@ -55,8 +56,19 @@ def provenance(found: Collected) -> dict[str, str]:
         "title": "verification of forecasts",
         **found.about.facts,
         "initial_times": f"{len(times)} from {times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M}",
+        **_of_refused(found),
         "notes": "; ".join(found.notes) or "none",
     }
+
+
+def _of_refused(found: Collected) -> dict[str, str]:
+    """Which reports were left out: of the files, and at the verified times."""
+    if "stations" not in found.about.facts:
+        return {}
+    of_files = found.about.facts["refused"]
+    told = [] if of_files == "none" else [of_files]
+    told += [f"{count} {reason}" for reason, count in found.refused.items()]
+    return {"refused": "; ".join(told) or "none"}
 
 
 def write_results(dataset: xr.Dataset, folder: Path) -> list[Path]:
@@ -199,7 +211,9 @@ def _as_csv(dataset: xr.Dataset) -> str:
 
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["source", "score", "row", "region", "lead_hours", "value", "evaluated_on", "truth"])
+    writer.writerow(
+        ["source", "score", "row", "region", "lead_hours", "value", "units", "evaluated_on", "truth"]
+    )
     shared = dataset.attrs["evaluation_grid"], dataset.attrs["truth"]
     for name, array in dataset.items():
         if array.ndim != 4 or "region" not in array.dims:
@@ -209,13 +223,21 @@ def _as_csv(dataset: xr.Dataset) -> str:
         for s, source in enumerate(array["source"].values):
             for i, hours in enumerate(array[lead].values):
                 for r, what in enumerate(array[row].values):
+                    units = _units_of_score(str(name), str(what))
                     for g, region in enumerate(array["region"].values):
                         value = array.values[s, i, r, g]
                         if np.isfinite(value):
                             writer.writerow(
-                                [source, name, what, region, f"{hours:g}", f"{value:.7g}", *where]
+                                [source, name, what, region, f"{hours:g}", f"{value:.7g}", units, *where]
                             )
     return text.getvalue()
+
+
+def _units_of_score(score: str, row: str) -> str:
+    """Those of the quantity, of scores that are errors or departures of it; 1 of shares and ratios."""
+    if not score.removeprefix("station_").startswith(_IN_UNITS):
+        return "1"
+    return units_of(row.replace("wind", "u", 1) if row.startswith(("wind", "10wind")) else row)
 
 
 def comparisons(tables: Tables) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from fengwu_ghr.variables import HEADLINE, Channel, channel
 from fengwu_ghr.verify.climate import ABOUT, ClimateStore
 from fengwu_ghr.verify.events import Threshold
 from fengwu_ghr.verify.fields import Analyses, Forecasts, Persistence, StepZero
+from fengwu_ghr.verify.gribs import SHORTEST
 from fengwu_ghr.verify.kept import FORECAST, KINDS, Description, Pair
 from fengwu_ghr.verify.opening import open_analyses, open_forecasts, read_land, read_orography
-from fengwu_ghr.verify.pairing import find_pairs
+from fengwu_ghr.verify.pairing import find_pairs, who_lacks
 from fengwu_ghr.verify.places import Places
 from fengwu_ghr.verify.quantities import RAIN, channels_of
 from fengwu_ghr.verify.regions import BOXES, SURFACES, Box, Regions
@@ -213,10 +214,25 @@ class Verification:
         lacking = [str(c) for c in wanted if c not in common]
         if (self.settings.channels and lacking) or not common:
             raise InputError(
-                f"truth, forecast, baselines and climatology must all hold what is verified; {', '.join(lacking)} are "
-                "not in all of them: leave them out with --channels"
+                f"truth, forecast, baselines and climatology must all hold what is verified; {self._told(lacking)}: "
+                "leave them out with --channels"
             )
         return common
+
+    @property
+    def left_out(self) -> str:
+        """Which channels of the forecast are not verified, and for want of what; empty where all are."""
+        lacking = [str(c) for c in self.forecasts[FORECAST].channels if c not in self.measures.channels]
+        return "" if self.settings.channels or not lacking else f"left out: {self._told(lacking)}"
+
+    def _told(self, names: Sequence[str]) -> str:
+        """Who lacks which of these."""
+        held: dict[str, Sequence[Channel | str]] = {
+            n: s.channels for n, s in self.forecasts.items() if n != PERSISTENCE
+        }
+        held |= {f"the truth {self.truth.name}": self.truth.channels}
+        held |= {} if self.climate is None else {"the climatology": self.climate.channels}
+        return who_lacks(names, held)
 
     def _all_have(self, name: str) -> bool:
         return self._all_forecasts_have(name) and set(channels_of(name)) <= set(self.truth.channels)
@@ -254,6 +270,11 @@ def _planned(settings: VerifySection, forecast: Forecasts, opened: ExitStack) ->
             f"the climatology is on {climate.grid}, the evaluation on {grid}; make it of analyses on that grid, or "
             "evaluate on its grid (--grid)"
         )
+    if settings.truth == settings.forecast and truth.kind.endswith(SHORTEST):
+        raise InputError(
+            f"{truth.name} is forecast and truth at once, and it holds more than analyses: beyond them the forecast "
+            "would be its own truth; give analyses with --truth"
+        )
     forecasts: dict[str, Forecasts] = {FORECAST: forecast, **baselines}
     pairs, notes = find_pairs(settings, truth, forecasts)
     if settings.persistence:
@@ -271,7 +292,20 @@ def _planned(settings: VerifySection, forecast: Forecasts, opened: ExitStack) ->
         climate.check_independent([time + lead for time, lead in pairs])
     made = _with_all_channels(Verification(settings, truth, forecasts, grid, climate, pairs, notes))
     _check_thresholds(made)
-    return made
+    return replace(made, notes=tuple(filter(None, (*made.notes, made.left_out, *_of_reports(made)))))
+
+
+def _of_reports(made: Verification) -> list[str]:
+    """A note where stations report nothing that can be used."""
+    if made.places is None:
+        return []
+    used = sum(len(made.places.reports.at(time)) for time in {start + lead for start, lead in made.pairs})
+    if used:
+        return []
+    times = made.places.reports.time
+    return [
+        f"no station reports within 30 min of a verified time; reports are from {times.min()} to {times.max()}"
+    ]
 
 
 def _with_all_channels(made: Verification) -> Verification:
@@ -319,7 +353,9 @@ def _evaluation_grid(name: str, sources: Mapping[str, Forecasts | Analyses]) -> 
     except ValueError as error:
         raise UsageError(f"--grid: {error}; or {', '.join(sources)}") from None
     if not isinstance(grid, LatLonGrid):
-        raise UsageError(f"scores are computed on latitude-longitude grids; {grid} is none: give --grid 0p25")
+        raise UsageError(
+            f"scores are computed on latitude-longitude grids; {grid} is none: give one no finer than it, as --grid 1p5"
+        )
     return grid
 
 
