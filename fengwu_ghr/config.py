@@ -27,7 +27,7 @@ from fengwu_ghr.errors import UsageError
 
 _PLAIN = {
     "missing": "is needed; give it in the configuration or by its flag",
-    "extra_forbidden": "no such key; configs/forecast.toml shows every key there is",
+    "extra_forbidden": "no such key; the files in configs/ show every key there is",
 }
 
 _UNITS = {"": 1, "B": 1} | {

@@ -1,6 +1,8 @@
 """The verbs of verification, the pipeline against HRES, and real stations beside a real forecast."""
 
 import os
+import re
+import tomllib
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,6 +14,7 @@ from typer.testing import CliRunner, Result
 from verified import HOUR, START, write_analyses, write_run
 
 from fengwu_ghr.cli import app
+from fengwu_ghr.config import VerifySection
 from fengwu_ghr.grid import LatLonGrid
 from fengwu_ghr.variables import channel
 from fengwu_ghr.verify.opening import open_forecasts, read_orography
@@ -151,3 +154,12 @@ def test_real_synop_reports_can_be_right(name: str) -> None:
     assert np.nanmax(np.abs(reports.latitude)) <= 90
     temperature = reports.values["2t"]
     assert 220 < np.nanmin(temperature) < np.nanmax(temperature) < 325
+
+
+def test_the_configuration_shows_every_key() -> None:
+    """Those that are commented out too, and each can be given."""
+    path = Path(__file__).parents[1] / "configs" / "verify_hres.toml"
+    text = re.sub(r"^# (\w+ = |\[verify\.)", r"\1", path.read_text(), flags=re.MULTILINE)
+    shown = tomllib.loads(text)["verify"]
+    assert set(shown) == set(VerifySection.model_fields)
+    VerifySection.model_validate(shown)

@@ -1,7 +1,7 @@
 """A verification from its settings to its report: what the verb, the pipeline and the demonstration call."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -97,7 +97,8 @@ def run_on_sums(
         )
     found = collect(kept, pairs=chosen)
     KeptSums(output).check(found.about)
-    return report_of(found, output)
+    facts = {**found.about.facts, "sums": ", ".join(map(str, folders))}
+    return report_of(replace(found, about=found.about.model_copy(update={"facts": facts})), output)
 
 
 def report_of(found: Collected, output: Path) -> Verified:

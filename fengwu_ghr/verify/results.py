@@ -18,7 +18,7 @@ from fengwu_ghr.verify.neighbourhood import fss
 from fengwu_ghr.verify.quantities import units_of
 from fengwu_ghr.verify.rain import seeps
 from fengwu_ghr.verify.spectra import coherence, effective_wavenumber, power_ratio
-from fengwu_ghr.verify.statistics import ANOMALIES, DatedSums, Sums
+from fengwu_ghr.verify.statistics import ANOMALIES, DatedSums, Sums, hours_text
 
 _IN_UNITS = ("rmse", "mae", "bias", "forecast_activity", "truth_activity", "vector_wind_rmse")
 Score = Callable[[Sums], np.ndarray]
@@ -51,10 +51,11 @@ def scores_of(found: Collected) -> xr.Dataset:
 
 def provenance(found: Collected) -> dict[str, str]:
     """What a reader must know of these scores."""
-    times = sorted({time for time, _ in found.pairs})
+    times, leads = sorted({time for time, _ in found.pairs}), sorted({lead for _, lead in found.pairs})
     return {
         "title": "verification of forecasts",
         **found.about.facts,
+        "leads": f"{len(leads)} from {hours_text(leads[0])} to {hours_text(leads[-1])}",
         "initial_times": f"{len(times)} from {times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M}",
         **_of_refused(found),
         "notes": "; ".join(found.notes) or "none",
