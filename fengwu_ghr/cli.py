@@ -113,8 +113,7 @@ def check(
 
     fallback = {"output.zarr": "forecast.zarr"}
     plan = plan_forecast(_configuration(config, flags, input_, files, fallback=fallback), try_encoding=True)
-    find_attempt(plan)
-    with online_verification(plan) as watch:
+    with online_verification(plan, find_attempt(plan)) as watch:
         pass
     _show_plan(plan)
     for note in watch.notes if watch else ():

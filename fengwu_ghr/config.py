@@ -205,7 +205,11 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _verifies_itself(cls, tree: Any) -> Any:
-        return _with_own_forecast(tree)
+        tree = _with_own_forecast(tree)
+        match tree:
+            case {"verify": {"online": True, **verify}} if "forecast" not in verify:  # told of [output] alone
+                return {**tree, "verify": {**verify, "online": True, "forecast": ""}}
+        return tree
 
     @model_validator(mode="after")
     def _online_is_of_this_forecast(self) -> "RunConfig":
@@ -281,8 +285,6 @@ def _with_own_forecast(tree: Any) -> Any:
     match tree:
         case {"verify": {**verify}, "output": {"zarr": store}} if "forecast" not in verify:
             return {**tree, "verify": {**verify, "forecast": store}}
-        case {"verify": {**verify}} if "forecast" not in verify and verify.get("online"):
-            return {**tree, "verify": {**verify, "forecast": ""}}  # told of [output] alone
     return tree
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from fengwu_ghr.config import RunConfig
 from fengwu_ghr.engine.stepper import MasterState, Stepper
-from fengwu_ghr.engine.torch_engine import TorchStepper
+from fengwu_ghr.engine.torch_engine import TorchStepper, numerics
 from fengwu_ghr.errors import UsageError
 from fengwu_ghr.export import claim_grib_folder, export_grib, export_netcdf
 from fengwu_ghr.grib.decode import Analysis, read_analysis
@@ -73,7 +73,9 @@ def run_forecast(
     start, output = perf_counter(), config.output
     plan = plan or plan_forecast(config)
     attempt = find_attempt(plan)
-    with online_verification(plan) as watch:
+    with online_verification(plan, attempt) as watch:
+        for note in watch.notes if watch else ():
+            reporter.note(f"verification: {note}")
         is_complete = attempt.committed == set(plan.leads) and not (watch and watch.due)
         prepared = None if is_complete else _prepare(plan, attempt, reporter)
         if output.grib:
@@ -107,7 +109,7 @@ def run_forecast(
 
 
 @contextmanager
-def online_verification(plan: ForecastPlan) -> Iterator["OnlineVerification | None"]:
+def online_verification(plan: ForecastPlan, attempt: Attempt) -> Iterator["OnlineVerification | None"]:
     """What scores the leads while they are computed; None where that is not asked for.
 
     Raises the errors of `OnlineVerification`.
@@ -119,11 +121,14 @@ def online_verification(plan: ForecastPlan) -> Iterator["OnlineVerification | No
     # Here, since it loads what few forecasts need.
     from fengwu_ghr.verify.online import LeadInMemory, OnlineVerification
 
-    mark = hashlib.sha256(json.dumps(identity(plan), sort_keys=True).encode()).hexdigest()
     grid, channels = plan.checkpoint.grid.product, plan.checkpoint.channels.channels
+    bits = attempt.recorded["numerics"] if attempt.recorded and attempt.has_begun else numerics(plan.compute)
+    decisive = {**identity(plan), "grid": grid.key, "numerics": bits}
+    mark = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    name = f"{config.output.zarr.stem} of {plan.checkpoint.card.name}"
     keeps_analysis = plan.leads[0] == timedelta(0) and (plan.grid, plan.channels) == (grid, channels)
     leads = tuple(step * plan.step for step in range(0 if keeps_analysis else 1, plan.steps + 1))
-    forecast = LeadInMemory(config.output.zarr.stem, grid, channels, plan.initial_time, leads, mark)
+    forecast = LeadInMemory(name, grid, channels, plan.initial_time, leads, mark)
     with OnlineVerification(config.verify, forecast, threads=plan.output_threads) as watch:
         yield watch
 
@@ -192,14 +197,16 @@ class ForecastRun:
     def _roll(self, stepper: Stepper, start: Start, outputs: Outputs) -> None:
         buffers = list(start.states)
         schedule = RestartSchedule(sum(b.nbytes for b in buffers))
-        self.reporter.begin(start.step, self.plan.steps)
-        for step in rollout(stepper, start, steps=self.plan.steps):
+        steps = max(self._needed()) // self.plan.step
+        self.reporter.begin(start.step, steps)
+        for step in rollout(stepper, start, steps=steps):
             outputs.wait()
             for age, buffer in enumerate(reversed(buffers)):
                 stepper.get(buffer, age=age)
             lead = step * self.plan.step
             product = partial(self.predicted, buffers[-1])
-            after = partial(self._after, step, product, partial(self._save_restart, step, buffers, schedule))
+            save = partial(self._save_restart, step, buffers, schedule) if step < steps else _nothing
+            after = partial(self._after, step, product, save)
             if lead in self._missing():
                 outputs.submit(lead, partial(self._kept, product), after=after)
             else:
@@ -215,15 +222,16 @@ class ForecastRun:
     def _missing(self) -> set[timedelta]:
         return set(self.plan.leads) - self.committed
 
-    def _first_needed(self) -> timedelta:
-        """The earliest lead that must be in memory once more."""
+    def _needed(self) -> set[timedelta]:
+        """Leads that must be in memory once more, to be kept or scored."""
         needed = self._missing()
         if self.watch is not None:
+            needed |= self.watch.due
             needed |= {max(lead - self.watch.reach, self.plan.step) for lead in self.watch.due}
-        return min(needed)
+        return needed
 
     def _start(self, analyses: Sequence[Analysis]) -> Start:
-        before = self._first_needed() // self.plan.step - 1
+        before = min(self._needed()) // self.plan.step - 1
         restart = self.store.load_restart(self.plan.initial_time, max_step=before)
         if restart is not None:
             self.reporter.note(f"resuming after step {restart.step} from the saved state")
@@ -272,7 +280,7 @@ class ForecastRun:
         return np.ascontiguousarray(values[self.plan.rows][:, self.plan.columns])
 
     def _save_restart(self, step: int, buffers: Sequence[MasterState], schedule: RestartSchedule) -> None:
-        if step == self.plan.steps or not schedule.is_due():
+        if not schedule.is_due():
             return
         start = perf_counter()
         self.store.save_restart(self.plan.initial_time, step, buffers)
@@ -290,6 +298,10 @@ class ForecastRun:
             ),
             store,
         ]
+
+
+def _nothing() -> None:
+    """After the last step there is nothing to resume."""
 
 
 def _grib_files(plan: ForecastPlan, store: RunStore) -> list[Path]:

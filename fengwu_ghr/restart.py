@@ -60,6 +60,11 @@ class RestartSlots:
                 return Restart(sidecar["step"], whole, sidecar["meta"])
         return None
 
+    @property
+    def is_there(self) -> bool:
+        """Whether a slot says that it holds a state."""
+        return any(_read_sidecar(slot) for slot in self._slots())
+
     def clear(self) -> None:
         """Both slots are gone."""
         with writing(self.folder):

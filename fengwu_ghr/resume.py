@@ -21,11 +21,12 @@ class Attempt:
     recorded: dict[str, Any] | None
     committed: frozenset[timedelta]
     replaces: bool = False
+    has_restart: bool = False
 
     @property
     def has_begun(self) -> bool:
-        """Whether a computed lead is committed, so that numerics must stay as they are."""
-        return any(lead > timedelta(0) for lead in self.committed)
+        """Whether something computed is there to go on from, so that numerics must stay as they are."""
+        return self.has_restart or any(lead > timedelta(0) for lead in self.committed)
 
 
 def find_attempt(plan: ForecastPlan) -> Attempt:
@@ -45,7 +46,8 @@ def find_attempt(plan: ForecastPlan) -> Attempt:
     check_resumable(path, plan.store)
     with RunStore.open(path) as store:
         recorded = store.provenance(plan.initial_time)
-        attempt = Attempt(recorded, frozenset(store.committed(plan.initial_time)))
+        committed = frozenset(store.committed(plan.initial_time))
+        attempt = Attempt(recorded, committed, has_restart=store.has_restart(plan.initial_time))
     if changed := _changes(plan, recorded):
         raise UsageError(
             f"{path} holds a forecast with another {' and '.join(changed)}; write to another --output, or "
@@ -94,7 +96,7 @@ def _is_this_run_unfinished(plan: ForecastPlan) -> bool:
     with RunStore.open(plan.config.output.zarr) as store:
         if store.plan != plan.store or _changes(plan, store.provenance(plan.initial_time)):
             return False
-        return store.committed(plan.initial_time) != plan.leads
+        return store.committed(plan.initial_time) != plan.leads or store.has_restart(plan.initial_time)
 
 
 def _changes(plan: ForecastPlan, recorded: dict[str, Any] | None) -> list[str]:

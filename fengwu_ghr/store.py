@@ -190,6 +190,10 @@ class RunStore:
         self._table(initial_time)
         return self._restart(initial_time).load(max_step=max_step)
 
+    def has_restart(self, initial_time: datetime) -> bool:
+        """Whether a state was saved of a run that has not ended."""
+        return self._restart(initial_time).is_there
+
     def clear_restart(self, initial_time: datetime) -> None:
         """Nothing is left to resume from but the committed leads."""
         self._table(initial_time)

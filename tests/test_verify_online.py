@@ -1,5 +1,6 @@
 """Sums that need no fields: kept while a forecast is computed, merged from several folders, equal to all others."""
 
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typer.testing import CliRunner, Result
 from verified import CHANNELS, HOUR, START, write_analyses, write_run
 
 from fengwu_ghr.cli import app
-from fengwu_ghr.config import RunConfig, VerifySection
-from fengwu_ghr.errors import InputError
+from fengwu_ghr.config import ComputeSection, RunConfig, VerifySection
+from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.forecast import run_forecast
 from fengwu_ghr.grid import product_grid
 from fengwu_ghr.progress import Silence
+from fengwu_ghr.rollout import RestartSchedule
 from fengwu_ghr.synthetic import INITIAL_TIME
 from fengwu_ghr.variables import channel
 from fengwu_ghr.verify import online
@@ -34,6 +36,13 @@ class Quiet:
     def begin(self, done: int, total: int) -> None: ...
 
     def stepped(self, done: int, lead: timedelta) -> None: ...
+
+
+class Listening(Quiet):
+    begun = (0, 0)
+
+    def begin(self, done: int, total: int) -> None:
+        self.begun = done, total
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +150,51 @@ def test_a_broken_run_goes_on_and_scores_every_lead(
     assert not done, "what is scored is not scored again"
 
 
+def test_a_saved_state_is_gone_on_from_though_no_lead_is_kept(
+    tmp_path: Path, analysis: Path, truth: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the last lead is kept: until then the saved state is all there is, and numerics must stay."""
+    kept = {"lead_time_hours": 18, "leads_hours": [18]}
+    config = forecast_config(tmp_path, analysis, truth, forecast=kept)
+
+    def fail(made: Any, pair: Pair, real: Any = online.score_pair, **options: Any) -> None:
+        if pair[1] == 18 * HOUR:
+            raise InputError("the truth went away")
+        real(made, pair, **options)
+
+    monkeypatch.setattr(RestartSchedule, "is_due", lambda self: True)
+    with monkeypatch.context() as broken:
+        broken.setattr(online, "score_pair", fail)
+        with pytest.raises(InputError, match="went away"):
+            run_forecast(config, reporter=Quiet())
+    other = config.model_copy(update={"compute": ComputeSection(precision="bfloat16")})
+    with pytest.raises(UsageError, match="was begun with other numerics"):
+        run_forecast(other, reporter=Quiet())
+    told = Listening()
+    run_forecast(config, reporter=told)
+    assert told.begun == (2, 3)
+    assert len(KeptSums(tmp_path / "online").pairs) == 3
+
+
+def test_other_numerics_are_other_fields(tmp_path: Path, analysis: Path, truth: Path) -> None:
+    """Sums of a forecast that was replaced are not those of the one that replaces it."""
+    config = forecast_config(tmp_path, analysis, truth)
+    run_forecast(config, reporter=Quiet())
+    before = arrays(tmp_path / "online", (INITIAL_TIME, 12 * HOUR))
+    output = config.output.model_copy(update={"overwrite": True})
+    changed = {"compute": ComputeSection(precision="bfloat16"), "output": output}
+    run_forecast(config.model_copy(update=changed), reporter=Quiet())
+    after = arrays(tmp_path / "online", (INITIAL_TIME, 12 * HOUR))
+    assert not np.array_equal(before["forecast fields squared_error"], after["forecast fields squared_error"])
+
+
+def test_it_runs_no_further_than_something_is_wanted(tmp_path: Path, analysis: Path, truth: Path) -> None:
+    kept = {"lead_time_hours": 240, "leads_hours": [6]}
+    told = Listening()
+    run_forecast(forecast_config(tmp_path, analysis, truth, forecast=kept), reporter=told)
+    assert told.begun == (0, 3), "the truth ends after 18 hours"
+
+
 def test_scores_of_a_complete_store_are_made_up_for(tmp_path: Path, analysis: Path, truth: Path) -> None:
     run_forecast(forecast_config(tmp_path, analysis, truth, verify={"online": False}), reporter=Quiet())
     assert not (tmp_path / "online").exists()
@@ -198,6 +252,7 @@ def seasons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("seasons")
     dates = [START + DAY * i for i in range(4)]
     write_analyses(folder / "truth.zarr", [START + 12 * HOUR * i for i in range(12)])
+    write_analyses(folder / "short.zarr", [START, *(START + i * HOUR for i in (12, 24, 36))])
     write_run(folder / "run.zarr", dates, [timedelta(0), 12 * HOUR, 24 * HOUR], noise=0.5)
     season(folder, dates, "whole")
     season(folder, dates[:2], "first")
@@ -214,6 +269,22 @@ def test_halves_make_the_whole(seasons: Path, tmp_path: Path) -> None:
     assert '<h2 id="spectra">' in (tmp_path / "b" / "index.html").read_text()
 
 
+def test_equal_sums_of_one_pair_count_once(seasons: Path, tmp_path: Path) -> None:
+    """Whatever they were made of: of the memory of a forecast, of its store, of copies elsewhere."""
+    shutil.copytree(seasons / "whole", tmp_path / "copy")
+    kept = KeptSums(tmp_path / "copy")
+    kept.write(kept.pairs[0], kept.read(kept.pairs[0])._replace(fingerprint="another"))
+    both = run_on_sums([seasons / "whole", tmp_path / "copy"], tmp_path / "both").scores
+    alone = run_on_sums([seasons / "whole"], tmp_path / "alone").scores
+    np.testing.assert_array_equal(both["rmse"], alone["rmse"])
+
+
+def test_what_was_left_out_is_told_of_sums_too(seasons: Path, tmp_path: Path) -> None:
+    folder = season(seasons, [START, START + DAY], str(tmp_path / "gaps"), truth=seasons / "short.zarr")
+    told = run_on_sums([folder], tmp_path / "told").scores.attrs["notes"]
+    assert "1 of 4 forecasts have no truth in short (4, 2020-06-01 00:00 to 2020-06-02 12:00)" in told
+
+
 def test_sums_of_one_date_and_lead(seasons: Path, tmp_path: Path) -> None:
     done = call(
         "verify", "--sums", seasons / "first", "--sums", seasons / "second", "--output", tmp_path,
@@ -222,6 +293,9 @@ def test_sums_of_one_date_and_lead(seasons: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     lines = (tmp_path / "scores.csv").read_text().splitlines()[1:]
     assert {line.split(",")[4] for line in lines} == {"24"}
+    page = (tmp_path / "index.html").read_text()
+    assert "1 from 2020-06-02 00:00 to 2020-06-02 00:00" in page
+    assert "1 from 24 h to 24 h" in page
 
 
 @pytest.mark.parametrize(
@@ -257,6 +331,7 @@ def test_mistakes_are_told(
         (seasons / "file").write_text("mine")
         pair = (START, 24 * HOUR)
         piece = KeptSums(seasons / "changed").read(pair)
+        piece.scores["forecast"]["fields"].weight[:] *= 2
         KeptSums(seasons / "changed").write(pair, piece._replace(fingerprint="another"))
     done = call("verify", *arguments)
     assert (done.exit_code, words in done.output) == (code, True), done.output

@@ -105,6 +105,12 @@ class ClimateStore:
         """Raises InputError where a verified time lies in a period that the climatology was made of."""
         check_independent(valid_times, self.covers)
 
+    def check_hours(self, valid_times: Sequence[datetime]) -> None:
+        """Raises InputError where it knows nothing of the hour of a verified time."""
+        array = next(iter(self._dataset(self.channels[0]).values()))
+        for time in {time.time(): time for time in valid_times}.values():
+            self._hour(array, self.channels[0], time)
+
     def _harmonic(self, channel: str, what: str, valid_time: datetime) -> Field:
         array = self._dataset(channel)[what]
         hour = self._hour(array, channel, valid_time)
@@ -129,7 +135,7 @@ class ClimateStore:
         if wanted not in hours:
             raise InputError(
                 f"{self.path} has {channel} at the hours {hours}, not at {wanted:g}: verify initial times and leads "
-                "that end there (verify.hours, --leads), or make it of analyses at all hours"
+                "that end there (verify.hours, verify.leads_hours), or make it of analyses at all hours"
             )
         return hours.index(wanted)
 

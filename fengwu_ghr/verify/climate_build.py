@@ -56,8 +56,8 @@ def build_climate(
 ) -> ClimateStore:
     """A climatology of these channels and quantities at `path`; it goes on where an earlier attempt stopped.
 
-    Raises InputError where the states leave seasons open or a value is missing, UsageError where the path holds
-    one of other settings.
+    Raises InputError where the states leave seasons open or a value is missing, UsageError where harmonics are
+    negative or the path holds one of other settings.
     """
     chosen = tuple(sorted(analyses.valid_times if times is None else times))
     if settings.harmonics < 0:
@@ -137,10 +137,13 @@ def _begun(path: Path, about: Mapping[str, Any]) -> dict[str, str]:
             make_folder(path)
             _save(path, about, {})
         return {}
-    there = json.loads((path / ABOUT).read_text())
-    digests = there.pop("sha256")
-    for own in ("channels", "wanted"):
-        there.pop(own)
+    try:
+        there = json.loads((path / ABOUT).read_text())
+        digests = there.pop("sha256")
+        for own in ("channels", "wanted"):
+            there.pop(own)
+    except (ValueError, KeyError):
+        raise UsageError(f"{path / ABOUT} is damaged, or of an earlier version; remove {path}") from None
     if digests and there != about:
         differing = [key for key in about if there.get(key) != about[key]]
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Scorecard with a baseline: differences of scores with their confidence, the scorecard, the share of targets won.
+"""Comparison with a baseline: differences of scores with their confidence, the scorecard, the share of targets won.
 
 Differences are of the scores of single forecasts of the same dates (paired). From 30 equally spaced dates on, Student's
 t with the autocorrelation of an AR(2) process (Geer 2016); below, Student's t of the means of blocks of dates, of which

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -289,6 +290,15 @@ def check_plausible(values: np.ndarray, channel: Channel, where: str) -> None:
 def state_of_files(paths: Sequence[Path]) -> str:
     """Names, sizes and times of change: another text where one of the files has changed."""
     return ", ".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)
+
+
+def digest_of(path: Path) -> str:
+    """Of the content of a file, or of all files of a folder."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    whole = sha256()
+    for file in files:
+        whole.update(str(file.relative_to(path)).encode() + file.read_bytes())
+    return whole.hexdigest()
 
 
 def what_is_missing(channel: Channel, initial_time: datetime, lead: timedelta) -> str:

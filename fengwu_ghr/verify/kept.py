@@ -64,6 +64,8 @@ class Description(Section):
     """West, south, east and north of the maps, in degrees."""
     facts: dict[str, str]
     """Truth, forecasts, climatology and settings in words."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
 
     def table(self, kind: str) -> DatedSums:
         """An empty table of this kind."""
@@ -110,11 +112,11 @@ class KeptSums:
         if self.pairs:
             self.about.check_like(about, self.folder, "give another --output")
 
-    def claim(self, about: Description) -> None:
-        """The folder is of this verification. Raises UsageError where it is of another."""
+    def claim(self, about: Description, *, adds: bool = False) -> None:
+        """The folder is of this verification, or (`adds`) of this one too. Raises UsageError where it is of another."""
         path = self.folder / ABOUT
         self.check(about)
-        told = _told_of_all([self.about, about]) if self.pairs else about
+        told = _told_of_all([self.about, about]) if adds and self.pairs else about
         with writing(path):
             make_folder(self.folder / "sums")
             replace_file(path, told.model_dump_json(indent=1).encode())
@@ -207,12 +209,9 @@ class Collected:
     """By name, latitude and longitude, in the order of the sums by place."""
     refused: Mapping[str, int]
     """By reason, how many reports of all valid times were left out."""
-    notes: tuple[str, ...] = ()
 
 
-def collect(
-    folders: Sequence[KeptSums], *, pairs: Sequence[Pair] | None = None, notes: Sequence[str] = ()
-) -> Collected:
+def collect(folders: Sequence[KeptSums], *, pairs: Sequence[Pair] | None = None) -> Collected:
     """The sums of these pairs (all there are) in these folders, each pair counted once.
 
     Raises UsageError where the folders are of different verifications; InputError where two hold a pair of different
@@ -236,7 +235,7 @@ def collect(
                 own = _of_stations(sums, piece.stations, stations) if kind == "places" else sums
                 _add(table, kind, pair, own, Start(0, chosen[0][0]))
     told = _told_of_all([first, *others])
-    return Collected(told, chosen, tables, stations, _summed(refused.values()), tuple(notes))
+    return Collected(told, chosen, tables, stations, _summed(refused.values()))
 
 
 def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -269,12 +268,31 @@ def _holders(folders: Sequence[KeptSums]) -> dict[Pair, KeptSums]:
     for folder in folders:
         for pair in folder.pairs:
             before = found.setdefault(pair, folder)
-            if before is not folder and before.fingerprint(pair) != folder.fingerprint(pair):
+            if before is not folder and not _is_same(before, folder, pair):
                 raise InputError(
                     f"each forecast counts once; {pair[0]:%Y-%m-%d %H:%M} at {hours_text(pair[1])} is in "
                     f"{before.folder} and, of other fields, in {folder.folder}: leave one out"
                 )
     return found
+
+
+def _is_same(one: KeptSums, other: KeptSums, pair: Pair) -> bool:
+    """Whether both hold the same of a pair: made of the same fields, or equal to the last bit."""
+    if one.fingerprint(pair) == other.fingerprint(pair):
+        return True
+    first, second = (_flat(folder.read(pair).scores) for folder in (one, other))
+    return first.keys() == second.keys() and all(
+        np.array_equal(values, second[key], equal_nan=True) for key, values in first.items()
+    )
+
+
+def _flat(scores: Scores) -> dict[tuple[str, str, str], np.ndarray]:
+    return {
+        (name, kind, statistic): values
+        for name, kinds in scores.items()
+        for kind, sums in kinds.items()
+        for statistic, values in {"weight": sums.weight, **sums.sums}.items()
+    }
 
 
 def _of_stations(sums: Sums, own: Iterable[str], all_of_them: Iterable[str]) -> Sums:
@@ -293,7 +311,8 @@ def _told_of_all(descriptions: Sequence[Description]) -> Description:
     first = descriptions[0]
     facts = {key: _either([about.facts.get(key, "none") for about in descriptions]) for key in first.facts}
     titles = _either([about.title for about in descriptions])
-    return first.model_copy(update={"facts": facts, "title": titles})
+    notes = tuple(dict.fromkeys(note for about in descriptions for note in about.notes))
+    return first.model_copy(update={"facts": facts, "title": titles, "notes": notes})
 
 
 def _either(texts: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ The sums are those of verifying a run store that keeps every channel and lead on
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -83,12 +84,14 @@ class OnlineVerification:
 
     def __init__(self, settings: VerifySection, forecast: LeadInMemory, *, threads: int) -> None:
         self.forecast = forecast
-        self._made = plan_verification(settings, forecast)
         self._kept = KeptSums(settings.output)
-        self._kept.check(self._made.description())
+        with ExitStack() as opened:
+            self._made = opened.enter_context(plan_verification(settings, forecast))
+            self._kept.check(self._made.description())
+            self.due = {lead for _, lead in missing(self._made)}
+            """Leads that are not scored yet."""
+            opened.pop_all()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
-        self.due = {lead for _, lead in missing(self._made)}
-        """Leads that are not scored yet."""
 
     def __enter__(self) -> "OnlineVerification":
         return self
@@ -114,8 +117,8 @@ class OnlineVerification:
         return {channel: reach for channel, reach in reaches.items() if reach}
 
     def begin(self) -> None:
-        """The output is of this verification."""
-        self._kept.claim(self._made.description())
+        """The output is of this verification, beside forecasts of other initial times."""
+        self._kept.claim(self._made.description(), adds=True)
 
     def see(self, lead: timedelta, product: Product) -> None:
         """The lead is scored where it is due; called for every lead in turn. Raises the errors of reading."""

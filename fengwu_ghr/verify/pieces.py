@@ -34,7 +34,7 @@ def verify(made: Verification, *, progress: Progress) -> Collected:
     progress.begin("verification", done, len(made.pairs))
     for count, _ in enumerate(_computed(made, todo), start=done + 1):
         progress.stepped(count, {})
-    return collect([kept], pairs=made.pairs, notes=made.notes)
+    return collect([kept], pairs=made.pairs)
 
 
 def missing(made: Verification) -> list[Pair]:

@@ -131,14 +131,13 @@ class Places:
         step = float(np.diff(grid.longitude).mean())
         columns = np.rint(np.mod(reports.longitude - grid.longitude[0], 360) / step).astype(np.int64)
         columns = columns % grid.shape[1] if grid.is_periodic else np.minimum(columns, grid.shape[1] - 1)
-        areas = grid.cell_areas()[rows, columns]
-        return np.stack(
-            [self._weights[name][rows, columns] > areas / 2 for name in self.regions.names], axis=1
-        )
+        return np.stack([self._cells[name][rows, columns] for name in self.regions.names], axis=1)
 
     @cached_property
-    def _weights(self) -> dict[str, Float64[np.ndarray, "lat lon"]]:
-        return {name: self.regions.weights(name) for name in self.regions.names}
+    def _cells(self) -> dict[str, Bool[np.ndarray, "lat lon"]]:
+        """Of each region the cells that lie in it by half or more."""
+        half = self.regions.grid.cell_areas() / 2
+        return {name: self.regions.weights(name) > half for name in self.regions.names}
 
 
 def _sums(errors: Float64[np.ndarray, " report"], groups: Bool[np.ndarray, "report group"]) -> Sums:

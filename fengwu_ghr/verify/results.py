@@ -58,7 +58,7 @@ def provenance(found: Collected) -> dict[str, str]:
         "leads": f"{len(leads)} from {hours_text(leads[0])} to {hours_text(leads[-1])}",
         "initial_times": f"{len(times)} from {times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M}",
         **_of_refused(found),
-        "notes": "; ".join(found.notes) or "none",
+        "notes": "; ".join(found.about.notes) or "none",
     }
 
 

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from hashlib import sha256
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from fengwu_ghr.shores import land_of
 from fengwu_ghr.variables import HEADLINE, Channel, channel
 from fengwu_ghr.verify.climate import ABOUT, ClimateStore
 from fengwu_ghr.verify.events import Threshold
-from fengwu_ghr.verify.fields import Analyses, Forecasts, Persistence, StepZero
+from fengwu_ghr.verify.fields import Analyses, Forecasts, Persistence, StepZero, digest_of
 from fengwu_ghr.verify.gribs import SHORTEST
 from fengwu_ghr.verify.kept import FORECAST, KINDS, Description, Pair
 from fengwu_ghr.verify.opening import open_analyses, open_forecasts, read_land, read_orography
@@ -164,6 +163,7 @@ class Verification:
             evaluated_on=self.evaluated_on,
             extent=_extent(map_grid(self.grid)),
             facts=self._facts(),
+            notes=self.notes,
         )
 
     def _facts(self) -> dict[str, str]:
@@ -188,9 +188,10 @@ class Verification:
             "grid": self.grid.key,
             "channels": [str(c) for c in self.measures.channels],
             "regions": list(self.regions.names),
-            "truth": f"{self.truth.name} ({self.truth.kind})",
+            "truth": self.truth.kind,
             "forecasts": [f"{name}: {source.kind}" for name, source in self.forecasts.items()],
             "measured": list(self.measures.measured),
+            "rain": list(self.measures.rows("rain")),
             "files": self._state_of_helpers(),
         }
 
@@ -200,9 +201,7 @@ class Verification:
         paths = {"orography": settings.orography, "land mask": settings.land_mask, **settings.masks}
         paths["climatology"] = None if self.climate is None else self.climate.path / ABOUT
         # By content: sums of several machines are added, whatever the files are called there.
-        return {
-            name: sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path is not None
-        }
+        return {name: digest_of(path) for name, path in paths.items() if path is not None}
 
     @property
     def _channels(self) -> tuple[Channel, ...]:
@@ -290,6 +289,7 @@ def _planned(settings: VerifySection, forecast: Forecasts, opened: ExitStack) ->
             forecasts[PERSISTENCE] = Persistence(analyses, starts, leads)
     if climate is not None:
         climate.check_independent([time + lead for time, lead in pairs])
+        climate.check_hours([time + lead for time, lead in pairs])
     made = _with_all_channels(Verification(settings, truth, forecasts, grid, climate, pairs, notes))
     _check_thresholds(made)
     return replace(made, notes=tuple(filter(None, (*made.notes, made.left_out, *_of_reports(made)))))
