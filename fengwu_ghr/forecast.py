@@ -74,28 +74,7 @@ def run_forecast(
     plan = plan or plan_forecast(config)
     attempt = find_attempt(plan)
     with online_verification(plan, attempt) as watch:
-        for note in watch.notes if watch else ():
-            reporter.note(f"verification: {note}")
-        is_complete = attempt.committed == set(plan.leads) and not (watch and watch.due)
-        prepared = None if is_complete else _prepare(plan, attempt, reporter)
-        if output.grib:
-            claim_grib_folder(
-                output.grib,
-                plan.initial_time,
-                identity=identity(plan),
-                channels=plan.channels,
-                overwrite=output.overwrite,
-            )
-        with open_store(plan, overwrite=attempt.replaces) as store:
-            if prepared is None:
-                reporter.note(f"{store.path} already holds every lead of this forecast")
-            else:
-                _record(plan, store, attempt, prepared)
-                if watch:
-                    watch.begin()
-                ForecastRun(plan, store, reporter, watch).compute(prepared)
-            store.clear_restart(plan.initial_time)
-            files = _grib_files(plan, store)
+        files = _completed(plan, attempt, watch, reporter)
     if output.netcdf:
         reporter.note(f"writing {output.netcdf}")
         export_netcdf(output.zarr, output.netcdf)
@@ -106,6 +85,35 @@ def run_forecast(
         seconds=perf_counter() - start,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
+
+
+def _completed(
+    plan: ForecastPlan, attempt: Attempt, watch: "OnlineVerification | None", reporter: Reporter
+) -> list[Path]:
+    """Every kept lead is committed, every lead that is due is scored; the GRIB files."""
+    output = plan.config.output
+    for note in watch.notes if watch else ():
+        reporter.note(f"verification: {note}")
+    is_complete = attempt.committed == set(plan.leads) and not (watch and watch.due)
+    prepared = None if is_complete else _prepare(plan, attempt, reporter)
+    if output.grib:
+        claim_grib_folder(
+            output.grib,
+            plan.initial_time,
+            identity=identity(plan),
+            channels=plan.channels,
+            overwrite=output.overwrite,
+        )
+    with open_store(plan, overwrite=attempt.replaces) as store:
+        if prepared is None:
+            reporter.note(f"{store.path} already holds every lead of this forecast")
+        else:
+            _record(plan, store, attempt, prepared)
+            if watch:
+                watch.begin()
+            ForecastRun(plan, store, reporter, watch).compute(prepared)
+        store.clear_restart(plan.initial_time)
+        return _grib_files(plan, store)
 
 
 @contextmanager
