@@ -39,6 +39,7 @@ Read the package in the order of this list: a module uses only modules above it.
     restart               the master state in two slots, written in turn
     layout                what a run store is made of: its plan, every array and its CF attributes
     target                what may stand where a run store is to go, and what is never touched
+    skeleton              a store without a field: its plan, written once and read back
     lead                  the fields of one lead: staged, flushed, moved into place, committed
     store                 the run store: sharded Zarr; plan, write a lead, commit it, what is complete
 

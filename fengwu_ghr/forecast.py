@@ -17,13 +17,14 @@ import numpy as np
 
 from fengwu_ghr.config import RunConfig
 from fengwu_ghr.engine.stepper import MasterState, Stepper
-from fengwu_ghr.engine.torch_engine import TorchStepper, numerics
+from fengwu_ghr.engine.torch_engine import Compute, TorchStepper, numerics
 from fengwu_ghr.errors import UsageError
 from fengwu_ghr.export import claim_grib_folder, export_grib, export_netcdf
 from fengwu_ghr.grib.decode import Analysis, read_analysis
 from fengwu_ghr.grib.encode import GribEncoder
 from fengwu_ghr.outputs import GribSink, Outputs, ProductField, Sink, ZarrSink
 from fengwu_ghr.preflight import ForecastPlan, plan_forecast
+from fengwu_ghr.progress import Stopwatch
 from fengwu_ghr.regrid import NetworkMap, Regridder
 from fengwu_ghr.remap import remap_field
 from fengwu_ghr.resume import Attempt, find_attempt, identity, settle_compute
@@ -74,7 +75,11 @@ def run_forecast(
     plan = plan or plan_forecast(config)
     attempt = find_attempt(plan)
     with online_verification(plan, attempt) as watch:
-        files = _completed(plan, attempt, watch, reporter)
+        prepared = prepare(plan, attempt, reporter) if is_due(plan, attempt, watch) else None
+        stepper = TorchStepper(plan.checkpoint, prepared.compute) if prepared else None
+        with open_store(plan, overwrite=attempt.replaces) as store:
+            run = ForecastRun(plan, store, reporter, watch)
+            files = run.complete(attempt, prepared, stepper)
     if output.netcdf:
         reporter.note(f"writing {output.netcdf}")
         export_netcdf(output.zarr, output.netcdf)
@@ -87,33 +92,9 @@ def run_forecast(
     )
 
 
-def _completed(
-    plan: ForecastPlan, attempt: Attempt, watch: "OnlineVerification | None", reporter: Reporter
-) -> list[Path]:
-    """Every kept lead is committed, every lead that is due is scored; the GRIB files."""
-    output = plan.config.output
-    for note in watch.notes if watch else ():
-        reporter.note(f"verification: {note}")
-    is_complete = attempt.committed == set(plan.leads) and not (watch and watch.due)
-    prepared = None if is_complete else _prepare(plan, attempt, reporter)
-    if output.grib:
-        claim_grib_folder(
-            output.grib,
-            plan.initial_time,
-            identity=identity(plan),
-            channels=plan.channels,
-            overwrite=output.overwrite,
-        )
-    with open_store(plan, overwrite=attempt.replaces) as store:
-        if prepared is None:
-            reporter.note(f"{store.path} already holds every lead of this forecast")
-        else:
-            _record(plan, store, attempt, prepared)
-            if watch:
-                watch.begin()
-            ForecastRun(plan, store, reporter, watch).compute(prepared)
-        store.clear_restart(plan.initial_time)
-        return _grib_files(plan, store)
+def is_due(plan: ForecastPlan, attempt: Attempt, watch: "OnlineVerification | None") -> bool:
+    """Whether anything is left to compute."""
+    return attempt.committed != set(plan.leads) or bool(watch and watch.due)
 
 
 @contextmanager
@@ -143,32 +124,18 @@ def online_verification(plan: ForecastPlan, attempt: Attempt) -> Iterator["Onlin
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a forecast computes with: the decoded analyses, oldest first, and the model, ready to step."""
+    """What a forecast begins with: the decoded analyses, oldest first, and how to compute."""
 
     analyses: list[Analysis]
-    stepper: Stepper
+    compute: Compute
 
 
-def _prepare(plan: ForecastPlan, attempt: Attempt, reporter: Reporter) -> Prepared:
+def prepare(plan: ForecastPlan, attempt: Attempt, reporter: Reporter) -> Prepared:
+    """The analyses are in memory. Raises InputError, and the errors of `resume.settle_compute`."""
     compute, accepted = settle_compute(plan, attempt)
     if accepted:
         reporter.note(f"going on with other numerics: {'; '.join(accepted)}")
-    start = perf_counter()
-    analyses = [read_analysis(analysis) for analysis in plan.analyses]
-    LOG.debug("decoded %d fields in %.1f s", len(plan.analyses[-1].fields), perf_counter() - start)
-    return Prepared(analyses, TorchStepper(plan.checkpoint, compute))
-
-
-def _record(plan: ForecastPlan, store: RunStore, attempt: Attempt, prepared: Prepared) -> None:
-    """The manifest says how the leads that follow are computed."""
-    if store.provenance(plan.initial_time) != attempt.recorded:
-        raise UsageError(f"another process has worked on {store.path} meanwhile; run the same command again")
-    if attempt.recorded is None:
-        store.begin_run(plan.initial_time, _provenance(plan, prepared))
-    elif attempt.recorded["numerics"] != prepared.stepper.numerics:
-        store.note_change(plan.initial_time, {"numerics": prepared.stepper.numerics})
-    if not attempt.has_begun:
-        store.clear_restart(plan.initial_time)
+    return Prepared([read_analysis(analysis) for analysis in plan.analyses], compute)
 
 
 class ForecastRun:
@@ -182,6 +149,7 @@ class ForecastRun:
         watch: "OnlineVerification | None" = None,
     ) -> None:
         self.plan, self.store, self.reporter, self.watch = plan, store, reporter, watch
+        self.clock = Stopwatch()
         self.checkpoint = plan.checkpoint
         self.channel_set = plan.checkpoint.channels
         self.map = NetworkMap(plan.checkpoint.grid)
@@ -189,15 +157,35 @@ class ForecastRun:
         if watch is not None:
             watch.forecast.store = store
 
-    def compute(self, prepared: Prepared) -> None:
+    def complete(self, attempt: Attempt, prepared: Prepared | None, stepper: Stepper | None) -> list[Path]:
+        """Every kept lead is committed, every lead that is due is scored; the GRIB files.
+
+        Nothing is `prepared` where nothing is left to compute.
+        """
+        plan, store = self.plan, self.store
+        for note in self.watch.notes if self.watch else ():
+            self.reporter.note(f"verification: {note}")
+        self._claim_grib()
+        if prepared is None or stepper is None:
+            self.reporter.note(f"{store.path} already holds every lead of this forecast")
+        else:
+            self._record(attempt, prepared, stepper)
+            if self.watch:
+                self.watch.begin()
+            self.compute(prepared, stepper)
+        store.clear_restart(plan.initial_time)
+        return self._grib_files()
+
+    def compute(self, prepared: Prepared, stepper: Stepper) -> None:
         """Compute and commit every lead that is missing."""
-        outputs = Outputs(self.sinks(), self.plan.channels, threads=self.plan.output_threads)
+        threads = self.plan.output_threads
+        outputs = Outputs(self.sinks(), self.plan.channels, threads=threads, clock=self.clock)
         try:
             if timedelta(0) in self._missing():
                 outputs.submit(timedelta(0), partial(self._kept, self.analysed(prepared.analyses[-1])))
             start = self._start(prepared.analyses)
             prepared.analyses.clear()  # gigabytes at 0.09 degrees; writing lead 0 holds the newest until it is done
-            self._roll(prepared.stepper, start, outputs)
+            self._roll(stepper, start, outputs)
             outputs.wait()
         finally:
             outputs.close()
@@ -207,7 +195,7 @@ class ForecastRun:
         schedule = RestartSchedule(sum(b.nbytes for b in buffers))
         steps = max(self._needed()) // self.plan.step
         self.reporter.begin(start.step, steps)
-        for step in rollout(stepper, start, steps=steps):
+        for step in self.clock.each("compute", rollout(stepper, start, steps=steps)):
             outputs.wait()
             for age, buffer in enumerate(reversed(buffers)):
                 stepper.get(buffer, age=age)
@@ -224,7 +212,8 @@ class ForecastRun:
     def _after(self, step: int, product: Callable[[Channel], ProductField], save: Callable[[], None]) -> None:
         """The lead is scored, then the state saved: what is not scored is computed again."""
         if self.watch is not None:
-            self.watch.see(step * self.plan.step, product)
+            with self.clock.measure("verify"):
+                self.watch.see(step * self.plan.step, product)
         save()
 
     def _missing(self) -> set[timedelta]:
@@ -287,6 +276,20 @@ class ForecastRun:
             return values
         return np.ascontiguousarray(values[self.plan.rows][:, self.plan.columns])
 
+    def _record(self, attempt: Attempt, prepared: Prepared, stepper: Stepper) -> None:
+        """The manifest says how the leads that follow are computed."""
+        store, time = self.store, self.plan.initial_time
+        if store.provenance(time) != attempt.recorded:
+            raise UsageError(
+                f"another process has worked on {store.path} meanwhile; run the same command again"
+            )
+        if attempt.recorded is None:
+            store.begin_run(time, _provenance(self.plan, prepared.analyses, stepper.numerics))
+        elif attempt.recorded["numerics"] != stepper.numerics:
+            store.note_change(time, {"numerics": stepper.numerics})
+        if not attempt.has_begun:
+            store.clear_restart(time)
+
     def _save_restart(self, step: int, buffers: Sequence[MasterState], schedule: RestartSchedule) -> None:
         if not schedule.is_due():
             return
@@ -307,17 +310,28 @@ class ForecastRun:
             store,
         ]
 
+    def _claim_grib(self) -> None:
+        output, plan = self.plan.config.output, self.plan
+        if output.grib:
+            claim_grib_folder(
+                output.grib,
+                plan.initial_time,
+                identity=identity(plan),
+                channels=plan.channels,
+                overwrite=output.overwrite,
+            )
+
+    def _grib_files(self) -> list[Path]:
+        """The GRIB files of all leads; those of leads committed without them are made from the store."""
+        plan, folder = self.plan, self.plan.config.output.grib
+        if folder is None:
+            return []
+        threads = plan.output_threads
+        return export_grib(self.store, plan.initial_time, folder, only_missing=True, threads=threads)
+
 
 def _nothing() -> None:
     """After the last step there is nothing to resume."""
-
-
-def _grib_files(plan: ForecastPlan, store: RunStore) -> list[Path]:
-    """The GRIB files of all leads; those of leads committed without them are made from the store."""
-    folder = plan.config.output.grib
-    if folder is None:
-        return []
-    return export_grib(store, plan.initial_time, folder, only_missing=True, threads=plan.output_threads)
 
 
 def open_store(plan: ForecastPlan, *, overwrite: bool) -> RunStore:
@@ -327,11 +341,13 @@ def open_store(plan: ForecastPlan, *, overwrite: bool) -> RunStore:
     return RunStore.create(plan.config.output.zarr, plan.store, attributes, overwrite=overwrite)
 
 
-def _provenance(plan: ForecastPlan, prepared: Prepared) -> dict[str, Any]:
+def _provenance(
+    plan: ForecastPlan, analyses: Sequence[Analysis], numerics: dict[str, str | int]
+) -> dict[str, Any]:
     """All that decides the bytes of the products, and where they come from."""
     return {
         "identity": identity(plan),
-        "inputs": [analysis.provenance for analysis in prepared.analyses],
+        "inputs": [analysis.provenance for analysis in analyses],
         "config": plan.config.model_dump(mode="json"),
-        "numerics": prepared.stepper.numerics,
+        "numerics": numerics,
     }

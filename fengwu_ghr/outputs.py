@@ -17,6 +17,7 @@ from jaxtyping import Float32
 
 from fengwu_ghr.errors import ConformanceError
 from fengwu_ghr.grib.encode import GribEncoder, index_path, lead_file_name, write_messages
+from fengwu_ghr.progress import Stopwatch
 from fengwu_ghr.store import LeadWriter, RunStore
 from fengwu_ghr.variables import Channel
 
@@ -111,8 +112,15 @@ def _is_product(channel: Channel, lead: timedelta) -> bool:
 class Outputs:
     """Writes leads to sinks in the background; the last sink commits last and decides that the lead exists."""
 
-    def __init__(self, sinks: Sequence[Sink], channels: Sequence[Channel], *, threads: int) -> None:
-        self._sinks, self._channels = sinks, channels
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        channels: Sequence[Channel],
+        *,
+        threads: int,
+        clock: Stopwatch | None = None,
+    ) -> None:
+        self._sinks, self._channels, self._clock = sinks, channels, clock or Stopwatch()
         self._fields = ThreadPoolExecutor(threads, thread_name_prefix="field")
         self._leads = ThreadPoolExecutor(1, thread_name_prefix="lead")
         self._in_flight: Future[None] | None = None
@@ -153,6 +161,12 @@ class Outputs:
         product: Callable[[Channel], ProductField],
         after: Callable[[], None] | None,
     ) -> None:
+        with self._clock.measure("write"):
+            self._write_fields(lead, product)
+        if after is not None:
+            after()
+
+    def _write_fields(self, lead: timedelta, product: Callable[[Channel], ProductField]) -> None:
         for sink in self._sinks:
             sink.begin(lead)
         tasks = [self._fields.submit(self._write_field, channel, product) for channel in self._channels]
@@ -165,8 +179,6 @@ class Outputs:
         for sink in self._sinks:
             sink.commit()
         LOG.debug("committed %d fields of lead %s", len(self._channels), lead)
-        if after is not None:
-            after()
 
     def _write_field(self, channel: Channel, product: Callable[[Channel], ProductField]) -> None:
         values = product(channel)

@@ -77,6 +77,8 @@ class ForecastPlan:
     leads: tuple[timedelta, ...]
     memory: MemoryPlan
     threads: int
+    season: tuple[datetime, ...] = ()
+    """The initial times of the run store, where it holds more than this one."""
 
     @property
     def initial_time(self) -> datetime:
@@ -97,7 +99,7 @@ class ForecastPlan:
         return StorePlan(
             channels=self.channels,
             grid=self.grid,
-            initial_times=(self.initial_time,),
+            initial_times=self.season or (self.initial_time,),
             leads=self.leads,
             keep_bits=self.config.forecast.keep_bits,
         )
@@ -150,16 +152,23 @@ class ForecastPlan:
         return flops_per_step(self.checkpoint.architecture) / reached
 
 
-def plan_forecast(config: RunConfig, *, try_encoding: bool = False) -> ForecastPlan:
+def plan_forecast(
+    config: RunConfig,
+    *,
+    try_encoding: bool = False,
+    checkpoint: Checkpoint | None = None,
+    season: tuple[datetime, ...] = (),
+) -> ForecastPlan:
     """The plan of a forecast; `try_encoding` encodes every product once even where no GRIB is asked for.
 
+    A `checkpoint` that is open already is not opened again; `season` are the initial times of its run store.
     Raises the error that the forecast would end with, where it can be foreseen.
 
     UsageError for options, InputError for the input, ResourceError for memory, OutputError for the disk,
     ConformanceError for an output that cannot be encoded.
     """
     check_device(config.compute.device)
-    checkpoint = Checkpoint.open(resolve_model(config.model.name))
+    checkpoint = checkpoint or Checkpoint.open(resolve_model(config.model.name))
     channels = select_channels(checkpoint.channels.channels, config.forecast)
     leads = select_leads(config.forecast, step_hours=checkpoint.card.step_hours)
     grid, rows, columns = select_area(checkpoint.grid.product, config.forecast.area)
@@ -176,6 +185,7 @@ def plan_forecast(config: RunConfig, *, try_encoding: bool = False) -> ForecastP
         leads=leads,
         memory=plan_memory(checkpoint, analyses, config, threads=min(threads, MOST_OUTPUT_THREADS)),
         threads=threads,
+        season=season,
     )
     _check_targets(plan)
     if config.output.grib or try_encoding:

@@ -7,7 +7,8 @@ from typing import Any
 from fengwu_ghr.engine.torch_engine import Compute, numerics
 from fengwu_ghr.errors import ResourceError, UsageError
 from fengwu_ghr.preflight import ForecastPlan
-from fengwu_ghr.store import RunStore, check_resumable
+from fengwu_ghr.skeleton import check_resumable
+from fengwu_ghr.store import RunStore
 from fengwu_ghr.target import check_is_store, is_occupied
 
 REUSED_NUMERICS = ("threads", "batch")
@@ -45,15 +46,19 @@ def find_attempt(plan: ForecastPlan) -> Attempt:
         return Attempt(None, frozenset(), replaces=True)
     check_resumable(path, plan.store)
     with RunStore.open(path) as store:
-        recorded = store.provenance(plan.initial_time)
-        committed = frozenset(store.committed(plan.initial_time))
-        attempt = Attempt(recorded, committed, has_restart=store.has_restart(plan.initial_time))
+        return find_attempt_in(store, plan)
+
+
+def find_attempt_in(store: RunStore, plan: ForecastPlan) -> Attempt:
+    """What a store of this plan holds of this forecast. Raises UsageError where that is of another one."""
+    recorded = store.provenance(plan.initial_time)
     if changed := _changes(plan, recorded):
         raise UsageError(
-            f"{path} holds a forecast with another {' and '.join(changed)}; write to another --output, or "
+            f"{store.path} holds a forecast with another {' and '.join(changed)}; write to another --output, or "
             "replace it with --overwrite"
         )
-    return attempt
+    committed = frozenset(store.committed(plan.initial_time))
+    return Attempt(recorded, committed, has_restart=store.has_restart(plan.initial_time))
 
 
 def identity(plan: ForecastPlan) -> dict[str, Any]:

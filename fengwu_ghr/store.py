@@ -6,7 +6,6 @@ is not in the manifest does not exist, and whoever opens the store for writing n
 """
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -18,25 +17,20 @@ from typing import Any
 import numpy as np
 import tensorstore
 import xarray as xr
-import zarr
 from jaxtyping import Float32
-from zarr.codecs import BloscCodec
 
-from fengwu_ghr import layout
-from fengwu_ghr.durable import checksum_file, lock, remove_tree, replace_file, writing
-from fengwu_ghr.errors import InputError, UsageError
-from fengwu_ghr.grid import LatLonGrid
-from fengwu_ghr.layout import ArrayLayout, StorePlan
+from fengwu_ghr.durable import checksum_file, lock, remove_tree, writing
+from fengwu_ghr.errors import InputError
+from fengwu_ghr.layout import StorePlan
 from fengwu_ghr.lead import LeadWriter, WritingTable, round_mantissa
-from fengwu_ghr.manifest import MANIFEST, Manifest, stamp
+from fengwu_ghr.manifest import Manifest, stamp
 from fengwu_ghr.restart import Restart, RestartArray, RestartSlots
-from fengwu_ghr.target import LOCK, MARK, check_is_store, is_occupied, is_store, put_store, remove_store
+from fengwu_ghr.skeleton import add_attribute, check_resumable, read_plan, write_plan
+from fengwu_ghr.target import LOCK, is_occupied, put_store, remove_store
 from fengwu_ghr.variables import Channel
 
 __all__ = ["LeadWriter", "Restart", "RunStore", "StorePlan", "open_run", "round_mantissa"]
 
-FORMAT = 1
-"""Of manifest, restart slots and attributes; a store of a later format is refused."""
 _RESTART = "_restart"
 _THREADS = 4
 """That wait for the disk: flushing and reading back."""
@@ -45,15 +39,16 @@ Field = Float32[np.ndarray, "lat lon"]
 
 
 class RunStore:
-    """A run store on disk. Reading needs nothing; writing an initial time locks it for this process.
+    """A run store on disk. Reading needs nothing; whoever writes an initial time claims it first.
 
-    A context manager: leaving it gives the locks back. `durable=False` skips every flush: for benchmarks.
+    A claim is a lock of the operating system: it ends with the process, however that ends. A context manager: leaving
+    it releases every claim. `durable=False` skips every flush: for benchmarks.
     """
 
     def __init__(self, path: Path, plan: StorePlan, *, durable: bool = True) -> None:
         self.path, self.plan, self.durable = path, plan, durable
-        self._manifests = {time: Manifest.of(path, time) for time in plan.initial_times}
-        self._locks = ExitStack()
+        self._manifests: dict[datetime, Manifest] = {}
+        self._claims: dict[datetime, ExitStack] = {}
         self._tables: dict[datetime, WritingTable] = {}
         self._flushing = ThreadPoolExecutor(_THREADS, thread_name_prefix="flush")
         self._arrays: dict[tuple[Path, str], Any] = {}
@@ -78,11 +73,9 @@ class RunStore:
         if overwrite:
             remove_store(path)
         if not is_occupied(path):
-            put_store(path, partial(_write_plan, plan=plan, attributes=attributes))
+            put_store(path, partial(write_plan, plan=plan, attributes=attributes))
         check_resumable(path, plan)
-        store = cls(path, plan, durable=durable)
-        store._lock(plan.initial_times)
-        return store
+        return cls(path, plan, durable=durable)._claiming(plan.initial_times)
 
     @classmethod
     def open(cls, path: Path, *, write: Sequence[datetime] = ()) -> "RunStore":
@@ -90,9 +83,7 @@ class RunStore:
 
         Raises InputError when it is not a run store; UsageError when another process writes one of those times.
         """
-        store = cls(path.resolve(), _read_plan(path))
-        store._lock(write)
-        return store
+        return cls(path.resolve(), read_plan(path))._claiming(write)
 
     def __enter__(self) -> "RunStore":
         return self
@@ -102,12 +93,9 @@ class RunStore:
 
     def close(self) -> None:
         """No thread is left and other processes may write."""
-        with self._locks:
-            self._flushing.shutdown()
-            for table in self._tables.values():
-                with suppress(OSError):  # what is left there is cleared away by whoever writes next
-                    remove_tree(table.staging)
-        self._tables.clear()
+        self._flushing.shutdown()
+        for time in tuple(self._claims):
+            self.release(time)
 
     # Reading
 
@@ -151,7 +139,53 @@ class RunStore:
                 found = (found or {}) | entry["provenance"]
         return found
 
+    def finished(self, initial_time: datetime) -> str | None:
+        """What was noted when the initial time was finished last; None where it never was."""
+        found = None
+        for entry in self._manifest(initial_time).entries():
+            if entry["kind"] == "finished":
+                found = entry["note"]
+        return found
+
     # Writing
+
+    def claim(self, initial_time: datetime) -> None:
+        """This process alone may write the initial time, and what a dead one left half-done is cleared away.
+
+        Raises UsageError when another process, or another thread of this one, has claimed it.
+        """
+        manifest, held = self._manifest(initial_time), ExitStack()
+        with writing(self.path), held:
+            replaced = f"another process is replacing {self.path}"
+            held.enter_context(lock(self.path / LOCK, holder=replaced, shared=True))
+            busy = f"another process is writing {initial_time:%Y-%m-%d %H:%M} of {self.path}"
+            held.enter_context(lock(manifest.path.with_suffix(".lock"), holder=busy))
+            manifest.cut_torn_line()
+            table = WritingTable(
+                self.path,
+                self.plan,
+                initial_time,
+                manifest=manifest,
+                open_array=self._array,
+                flushing=self._flushing,
+                durable=self.durable,
+            )
+            table.clear_uncommitted()
+            self._claims[initial_time], self._tables[initial_time] = held.pop_all(), table
+
+    def release(self, initial_time: datetime) -> None:
+        """Other processes may claim the initial time; nothing happens where this one has not."""
+        table, held = self._tables.pop(initial_time, None), self._claims.pop(initial_time, ExitStack())
+        with held:
+            if table is not None:
+                with suppress(OSError):  # what is left there is cleared away by whoever writes next
+                    remove_tree(table.staging)
+
+    def finish(self, initial_time: datetime, note: str) -> None:
+        """The manifest ends with this note: every product of the initial time is there."""
+        if self.finished(initial_time) != note:
+            entry = {"kind": "finished", "note": note}
+            self._table(initial_time).manifest.append(entry, durable=self.durable)
 
     def begin_run(self, initial_time: datetime, provenance: Mapping[str, Any]) -> None:
         """The provenance stands in the manifest; in the store's attributes too, where it holds one initial time."""
@@ -203,10 +237,15 @@ class RunStore:
 
     def _manifest(self, initial_time: datetime) -> Manifest:
         if initial_time not in self._manifests:
+            self._check_planned(initial_time)
+            self._manifests[initial_time] = Manifest.of(self.path, initial_time)
+        return self._manifests[initial_time]
+
+    def _check_planned(self, initial_time: datetime) -> None:
+        if initial_time not in self.plan.initial_times:
             times = [f"{time:%Y-%m-%d %H:%M}" for time in self.plan.initial_times]
             there = times[0] if len(times) == 1 else f"{len(times)} from {times[0]} to {times[-1]}"
             raise InputError(f"{self.path} has no initial time {initial_time:%Y-%m-%d %H:%M}; it has {there}")
-        return self._manifests[initial_time]
 
     def _table(self, initial_time: datetime) -> WritingTable:
         if initial_time not in self._tables:
@@ -218,7 +257,7 @@ class RunStore:
         manifest = self._table(initial_time).manifest
         if len(self.plan.initial_times) == 1:
             whole = {**(self.provenance(initial_time) or {}), **provenance}
-            _add_attribute(self.path, "provenance", json.dumps(whole, sort_keys=True))
+            add_attribute(self.path, "provenance", json.dumps(whole, sort_keys=True))
         manifest.append({"kind": kind, "provenance": dict(provenance)}, durable=self.durable)
 
     def _restart(self, initial_time: datetime) -> RestartSlots:
@@ -249,34 +288,14 @@ class RunStore:
                 for channel in self.plan.channels:
                     yield partial(self._damage, channel, time, lead, shards[str(channel)])
 
-    def _lock(self, initial_times: Sequence[datetime]) -> None:
-        """This process alone may write these initial times, and what a dead one left of them is cleared away."""
+    def _claiming(self, initial_times: Sequence[datetime]) -> "RunStore":
         try:
-            with writing(self.path):
-                for time in initial_times:
-                    self._lock_one(time)
+            for time in initial_times:
+                self.claim(time)
         except BaseException:
             self.close()
             raise
-
-    def _lock_one(self, initial_time: datetime) -> None:
-        manifest = self._manifest(initial_time)
-        if not self._tables:
-            replaced = f"another process is replacing {self.path}"
-            self._locks.enter_context(lock(self.path / LOCK, holder=replaced, shared=True))
-        busy = f"another process is writing {initial_time:%Y-%m-%d %H:%M} of {self.path}"
-        self._locks.enter_context(lock(manifest.path.with_suffix(".lock"), holder=busy))
-        manifest.cut_torn_line()
-        self._tables[initial_time] = WritingTable(
-            self.path,
-            self.plan,
-            initial_time,
-            manifest=manifest,
-            open_array=self._array,
-            flushing=self._flushing,
-            durable=self.durable,
-        )
-        self._tables[initial_time].clear_uncommitted()
+        return self
 
 
 def open_run(path: Path, *, chunks: dict[str, int] | None = None) -> xr.Dataset:
@@ -300,84 +319,6 @@ def _open_array(metadata: Path, folder: Path) -> Any:
         "store_data_equal_to_fill_value": True,
     }
     return tensorstore.open(spec, open=True, assume_metadata=True).result()
-
-
-def _write_plan(folder: Path, plan: StorePlan, attributes: Mapping[str, Any]) -> None:
-    """The store without a field: metadata and coordinates."""
-    own = {MARK: FORMAT, **layout.global_attributes(plan)}
-    group = zarr.create_group(folder, zarr_format=3, attributes={**attributes, **own})
-    for array in layout.arrays(plan):
-        _write_array(group, array)
-    with warnings.catch_warnings():  # that consolidated metadata is not in the Zarr 3 specification yet
-        warnings.simplefilter("ignore")
-        zarr.consolidate_metadata(folder)
-    (folder / MANIFEST).mkdir()
-    (folder / LOCK).touch()
-
-
-def _write_array(group: zarr.Group, array: ArrayLayout) -> None:
-    is_field = array.values is None
-    compression = BloscCodec(cname="lz4", clevel=5, shuffle=array.shuffle, typesize=4)
-    made = group.create_array(
-        array.name,
-        shape=array.shape,
-        dtype=np.float32 if array.values is None else array.values.dtype,
-        chunks=array.chunks,
-        shards=array.shards,
-        compressors=compression if is_field else "auto",
-        fill_value=np.nan if is_field else 0,
-        dimension_names=array.dims,
-        attributes=array.attributes,
-    )
-    if array.values is not None:
-        made[...] = array.values
-
-
-def _add_attribute(path: Path, name: str, value: str) -> None:
-    with writing(path):
-        metadata = json.loads((path / "zarr.json").read_text())
-        metadata["attributes"][name] = value
-        replace_file(path / "zarr.json", json.dumps(metadata, indent=2).encode())
-
-
-def _read_plan(path: Path) -> StorePlan:
-    """The plan that the store was made with. Raises InputError when it is no run store, or damaged."""
-    if not is_store(path):
-        raise InputError(f"{path} is not a run store; give the NAME.zarr that a forecast wrote")
-    try:
-        group = zarr.open_group(path, mode="r", zarr_format=3)
-        return _plan_of(group)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path} is a damaged run store: {error}; write it again with --overwrite"
-        ) from error
-
-
-def _plan_of(group: zarr.Group) -> StorePlan:
-    attributes: Any = group.attrs
-    if attributes[MARK] != FORMAT:
-        raise ValueError(f"it has format {attributes[MARK]}, this version reads format {FORMAT}")
-    coordinates: dict[str, Any] = {
-        name: group[name][...] for name in ("time", "prediction_timedelta", "latitude", "longitude")
-    }
-    return StorePlan(
-        channels=tuple(map(layout.channel_of, attributes["channels"])),
-        grid=LatLonGrid(coordinates["latitude"], coordinates["longitude"], attributes["grid"]),
-        initial_times=tuple(coordinates["time"].astype("datetime64[s]").tolist()),
-        leads=tuple(coordinates["prediction_timedelta"].astype("timedelta64[s]").tolist()),
-        keep_bits=attributes.get("keep_bits"),
-    )
-
-
-def check_resumable(path: Path, plan: StorePlan) -> None:
-    """Raises UsageError unless the target is a run store of this plan."""
-    check_is_store(path)
-    differences = _read_plan(path).differences(plan)
-    if differences:
-        raise UsageError(
-            f"{path} holds another run, with other {'; '.join(differences)}; write to another --output, or replace "
-            "it with --overwrite"
-        )
 
 
 def _hours(lead: timedelta) -> str:

@@ -43,7 +43,7 @@ FENCES = {
     "eccodes": ("grib",),
     "gribapi": ("grib",),
     "cfgrib": ("grib",),
-    "zarr": ("store",),
+    "zarr": ("skeleton",),
     "zarrs": ("store",),
     "tensorstore": ("store",),
     "torch": NETWORK,
