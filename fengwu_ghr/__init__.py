@@ -98,6 +98,13 @@ Read the package in the order of this list: a module uses only modules above it.
     preflight             everything that can be known before work starts
     resume                what an earlier attempt left: go on from it, replace it, or leave it alone
     forecast              one initial time from end to end
+    hindcast.settings     many initial times: from which input, into which store
+    hindcast.ledger       what happened to each; how far all of them are
+    hindcast.season       their model, the plan of their store, the forecast of each
+    hindcast.task         one initial time on one worker: claimed, computed, committed
+    hindcast.cluster      Dask workers: of this machine, of a batch system, or there already
+    hindcast.farm         hands out initial times; what dies or hangs has another turn
+    hindcast.job          from configuration to summary
 
   The demonstration
     demo                  the whole chain on the embedded world
@@ -144,6 +151,7 @@ Read the package in the order of this list: a module uses only modules above it.
     model_verbs           the verbs of `fengwu-ghr models`
     training_verbs        the verbs of `fengwu-ghr train`
     verification_verbs    `fengwu-ghr verify` and `fengwu-ghr climatology`
+    hindcast_verbs        `fengwu-ghr hindcast`
     cli                   the verbs of `fengwu-ghr`, thin
 """
 

@@ -129,6 +129,18 @@ def lock(path: Path, *, holder: str, shared: bool = False) -> IO[bytes]:
     return file
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another open file holds the lock; a path without a file is not locked."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _write_whole(file: IO[bytes], content: bytes) -> None:
     view = memoryview(content)
     while view:

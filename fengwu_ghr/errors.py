@@ -40,6 +40,12 @@ class OutputError(FengwuError):
     exit_code = 6
 
 
+class SomeFailed(FengwuError):
+    """Some initial times of many failed; the others are there."""
+
+    exit_code = 7
+
+
 class Interrupted(FengwuError):
     """Stopped by a signal; run the same command again to resume."""
 

@@ -5,6 +5,7 @@ The names are those of WeatherBench 2 (dimensions) and ECMWF (variables). No sto
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
@@ -65,6 +66,11 @@ class StorePlan:
         }
         return [f"{name} ({_difference(a, b)})" for name, (a, b) in pairs.items() if a != b]
 
+    @cached_property
+    def time_index(self) -> dict[datetime, int]:
+        """Where each initial time stands; there may be thousands."""
+        return {time: index for index, time in enumerate(self.initial_times)}
+
     @property
     def levels(self) -> tuple[int, ...]:
         """In hPa, ascending; a variable that is not kept on one of them is NaN there."""
@@ -91,10 +97,11 @@ class StorePlan:
 
         Raises ValueError for what is not planned.
         """
-        for name, value in (("channels", channel), ("initial_times", initial_time), ("leads", lead)):
-            if value not in getattr(self, name):
+        parts = (("channels", channel, self.channels), ("leads", lead, self.leads))
+        for name, value, planned in (*parts, ("initial_times", initial_time, self.time_index)):
+            if value not in planned:
                 raise ValueError(f"the plan's {name} do not have {value}")
-        index = self.initial_times.index(initial_time), self.leads.index(lead)
+        index = self.time_index[initial_time], self.leads.index(lead)
         return index if channel.level is None else (*index, self.levels.index(channel.level))
 
     def shard_path(self, channel: Channel, initial_time: datetime, lead: timedelta) -> PurePath:
@@ -104,7 +111,7 @@ class StorePlan:
 
     def lead_folder(self, variable: str, initial_time: datetime, lead: timedelta) -> PurePath:
         """Of all the shards of a variable at one lead, relative to the store."""
-        index = self.initial_times.index(initial_time), self.leads.index(lead)
+        index = self.time_index[initial_time], self.leads.index(lead)
         return PurePath(variable, "c", *map(str, index))
 
 

@@ -16,6 +16,8 @@ MANIFEST = "_manifest"
 """The folder in a run store."""
 
 Entry = dict[str, Any]
+_TAIL = 4096
+"""Bytes in which the last line stands, unless that is one of a lead."""
 
 
 class Manifest:
@@ -40,6 +42,18 @@ class Manifest:
         if seen != self._seen:
             self._entries, self._seen = self._parse()[0], seen
         return self._entries
+
+    def last(self) -> Entry | None:
+        """The last whole line, mostly without reading the others; None where there is none."""
+        try:
+            with open(self.path, "rb") as file:
+                start = max(0, os.fstat(file.fileno()).st_size - _TAIL)
+                file.seek(start)
+                lines = file.read().splitlines(keepends=True)
+        except FileNotFoundError:
+            return None
+        whole = (entry for line in reversed(lines) if (entry := _entry(line)) is not None)
+        return next(whole, None) or next(reversed(self.entries()), None)
 
     def leads(self) -> dict[timedelta, dict[str, Any]]:
         """The committed leads; of each, size and checksum of every channel's shard."""

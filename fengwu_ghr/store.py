@@ -19,7 +19,7 @@ import tensorstore
 import xarray as xr
 from jaxtyping import Float32
 
-from fengwu_ghr.durable import checksum_file, lock, remove_tree, writing
+from fengwu_ghr.durable import checksum_file, is_locked, lock, remove_tree, writing
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.layout import StorePlan
 from fengwu_ghr.lead import LeadWriter, WritingTable, round_mantissa
@@ -60,10 +60,11 @@ class RunStore:
         plan: StorePlan,
         attributes: Mapping[str, Any],
         *,
+        write: Sequence[datetime] | None = None,
         overwrite: bool = False,
         durable: bool = True,
     ) -> "RunStore":
-        """The store of this plan, new or resumed, open for writing all its initial times.
+        """The store of this plan, new or resumed, open for writing these initial times; None means all.
 
         `attributes` (title, source ...) are entered when it is new. Raises UsageError when the target is anything
         but nothing or a store of this plan; `overwrite` replaces any run store, but nothing else. OutputError when
@@ -75,7 +76,7 @@ class RunStore:
         if not is_occupied(path):
             put_store(path, partial(write_plan, plan=plan, attributes=attributes))
         check_resumable(path, plan)
-        return cls(path, plan, durable=durable)._claiming(plan.initial_times)
+        return cls(path, plan, durable=durable)._claiming(plan.initial_times if write is None else write)
 
     @classmethod
     def open(cls, path: Path, *, write: Sequence[datetime] = ()) -> "RunStore":
@@ -140,12 +141,13 @@ class RunStore:
         return found
 
     def finished(self, initial_time: datetime) -> str | None:
-        """What was noted when the initial time was finished last; None where it never was."""
-        found = None
-        for entry in self._manifest(initial_time).entries():
-            if entry["kind"] == "finished":
-                found = entry["note"]
-        return found
+        """What was noted when the initial time was finished; None where it is not."""
+        last = self._manifest(initial_time).last()
+        return last["note"] if last is not None and last["kind"] == "finished" else None
+
+    def is_claimed(self, initial_time: datetime) -> bool:
+        """Whether a process is writing this initial time now."""
+        return is_locked(self._manifest(initial_time).path.with_suffix(".lock"))
 
     # Writing
 
@@ -242,7 +244,7 @@ class RunStore:
         return self._manifests[initial_time]
 
     def _check_planned(self, initial_time: datetime) -> None:
-        if initial_time not in self.plan.initial_times:
+        if initial_time not in self.plan.time_index:
             times = [f"{time:%Y-%m-%d %H:%M}" for time in self.plan.initial_times]
             there = times[0] if len(times) == 1 else f"{len(times)} from {times[0]} to {times[-1]}"
             raise InputError(f"{self.path} has no initial time {initial_time:%Y-%m-%d %H:%M}; it has {there}")

@@ -54,8 +54,9 @@ FENCES = {
     "matplotlib": ("plot", "training.pictures", "training.record"),
     "mpl_toolkits": ("shores",),
     "pdbufr": ("grib",),
-    "distributed": ("verify",),
-    "typer": ("options", "cli", "model_verbs", "training_verbs", "verification_verbs"),
+    "distributed": ("verify", "hindcast"),
+    "dask_jobqueue": ("hindcast",),
+    "typer": ("options", "cli", "model_verbs", "training_verbs", "verification_verbs", "hindcast_verbs"),
     # Never: pickles run code; a second PROJ library beside the one of ecCodes crashes the process.
     "pickle": (),
     "pyproj": (),

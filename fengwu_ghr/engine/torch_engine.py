@@ -166,6 +166,11 @@ def check_device(device: str) -> None:
         raise UsageError("device cuda was asked for, but torch sees no GPU here; ask for the device cpu")
 
 
+def gpu_count() -> int:
+    """GPUs that torch sees."""
+    return torch.cuda.device_count()
+
+
 @contextmanager
 def _memory_errors(compute: Compute) -> Iterator[None]:
     try:

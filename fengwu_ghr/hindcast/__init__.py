@@ -1,0 +1,1 @@
+"""Many initial times, each computed once, on any number of processes."""

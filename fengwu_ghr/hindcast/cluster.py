@@ -1,0 +1,175 @@
+"""Who computes: Dask workers on this machine, of a batch system, or of a cluster that is there."""
+
+import logging
+import os
+import signal
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster, Worker, WorkerPlugin
+
+from fengwu_ghr.engine.torch_engine import gpu_count
+from fengwu_ghr.errors import ResourceError, UsageError
+from fengwu_ghr.hindcast.settings import ClusterSection, HindcastConfig
+from fengwu_ghr.machine import usable_cores
+from fengwu_ghr.preflight import MEMORY_SHARE, ForecastPlan, available_memory
+
+TURNS = 2
+"""Initial times a worker takes: one is computed, the analysis of the other is read."""
+GPU = "GPU"
+CONNECT = "20s"
+START_SECONDS = 120
+_SETTINGS = {
+    # A worker that dies takes at most the initial time it computes with it, and the farm counts how often.
+    "distributed.scheduler.allowed-failures": 0,
+    # Nothing a worker keeps could be spilled; the nanny ends one that outgrows its limit.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": 0.95,
+}
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the workers of one machine have to share."""
+
+    workers: int
+    cores: int
+    memory: int
+
+    @property
+    def threads(self) -> int:
+        """Of each worker."""
+        return max(1, self.cores // self.workers)
+
+    @property
+    def memory_budget(self) -> int:
+        """Of each worker."""
+        return int(MEMORY_SHARE * self.memory / self.workers)
+
+
+class Prepare(WorkerPlugin):
+    """A worker of this machine leaves Ctrl-C to the command that started it, and has a GPU to itself."""
+
+    name = "fengwu-ghr-hindcast"
+
+    def __init__(self, gpus: int) -> None:
+        self.gpus = gpus
+
+    def setup(self, worker: Worker) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(int(worker.name) % self.gpus)
+
+
+def this_machine(config: HindcastConfig, sample: ForecastPlan) -> Host:
+    """As many workers as are asked for; else one a GPU, or as many as cores and memory carry of this forecast."""
+    cores, memory = usable_cores(), available_memory()
+    if config.cluster.workers:
+        return Host(config.cluster.workers, cores, memory)
+    if config.compute.device == "cuda":
+        return Host(gpu_count(), cores, memory)
+    fitting = int(MEMORY_SHARE * memory) // (config.compute.memory_budget or sample.memory_with(1).peak)
+    return Host(max(1, min(cores // max(1, config.compute.threads), fitting)), cores, memory)
+
+
+def resources(config: HindcastConfig) -> dict[str, float]:
+    """What an initial time takes of a worker, so that a GPU has as many as it has turns."""
+    return {GPU: 1 / TURNS} if config.compute.device == "cuda" else {}
+
+
+@contextmanager
+def open_client(config: HindcastConfig, host: Host) -> Iterator[Client]:
+    """A client of the workers that the configuration asks for; what was started here ends with it.
+
+    Raises UsageError where there is no scheduler, no batch system, or no worker comes.
+    """
+    logging.getLogger("distributed").setLevel(logging.WARNING)
+    with ExitStack() as opened:
+        opened.enter_context(dask.config.set(_SETTINGS))
+        if config.cluster.scheduler:
+            yield opened.enter_context(_existing(config.cluster.scheduler))
+            return
+        start = _local if config.cluster.kind == "local" else _batch
+        cluster = opened.enter_context(start(config, host))
+        client = opened.enter_context(Client(cluster))
+        if config.cluster.kind == "local":
+            gpus = host.workers if config.compute.device == "cuda" else 0
+            client.register_plugin(Prepare(gpus))
+            _wait_for_workers(client, host.workers)
+        yield client
+
+
+def hosts(client: Client) -> list[Host]:
+    """The machines of the workers that are there."""
+    found = client.run(_facts)
+    counts = Counter(name for name, _, _ in found.values())
+    machines = {name: (cores, memory) for name, cores, memory in found.values()}
+    return [Host(counts[name], *machines[name]) for name in counts]
+
+
+def _facts() -> tuple[str, int, int]:
+    return socket.gethostname(), usable_cores(), available_memory()
+
+
+def _existing(address: str) -> Client:
+    try:
+        return Client(address, timeout=CONNECT)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no Dask scheduler answers at {address}: {error}") from None
+
+
+def _local(config: HindcastConfig, host: Host) -> LocalCluster:
+    budget = config.compute.memory_budget or host.memory_budget
+    return LocalCluster(
+        n_workers=host.workers,
+        threads_per_worker=TURNS,
+        memory_limit=int(budget / MEMORY_SHARE),
+        dashboard_address=config.cluster.dashboard,
+        resources=_worker_resources(config),
+    )
+
+
+def _batch(config: HindcastConfig, host: Host) -> Any:
+    """Workers as jobs of Slurm or PBS."""
+    made = batch_cluster(config.cluster, _worker_resources(config) or {})
+    made.scale(jobs=config.cluster.workers)
+    return made
+
+
+def batch_cluster(section: ClusterSection, offered: Mapping[str, float]) -> Any:
+    """The cluster, without a job yet. Raises UsageError without dask-jobqueue, or for options it does not take."""
+    try:
+        from dask_jobqueue import PBSCluster, SLURMCluster
+    except ImportError:
+        raise UsageError(
+            f"cluster.kind {section.kind} needs dask-jobqueue: pip install 'fengwu_ghr[cluster]'"
+        ) from None
+    kind = {"slurm": SLURMCluster, "pbs": PBSCluster}[section.kind]
+    options = dict(section.job)
+    more = ["--nthreads", str(TURNS), *(f"--resources={name}={count:g}" for name, count in offered.items())]
+    options["worker_extra_args"] = [*options.get("worker_extra_args", ()), *more]
+    try:
+        return kind(scheduler_options={"dashboard_address": section.dashboard}, **options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"cluster.job does not suit {section.kind}: {error}") from None
+
+
+def _worker_resources(config: HindcastConfig) -> dict[str, float] | None:
+    return {GPU: 1} if config.compute.device == "cuda" else None
+
+
+def _wait_for_workers(client: Client, count: int) -> None:
+    try:
+        client.wait_for_workers(count, timeout=START_SECONDS)
+    except TimeoutError:
+        raise ResourceError(
+            f"{count} workers did not start within {START_SECONDS} s; this machine is too busy: ask for fewer with "
+            "--workers"
+        ) from None

@@ -1,0 +1,162 @@
+"""The verb of many initial times: `fengwu-ghr hindcast`."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fengwu_ghr.errors import SomeFailed, UsageError
+from fengwu_ghr.options import Quiet, Verbose, verb
+
+if TYPE_CHECKING:
+    from fengwu_ghr.hindcast.job import HindcastResult
+    from fengwu_ghr.hindcast.ledger import Survey
+    from fengwu_ghr.hindcast.settings import HindcastConfig
+
+_SHOWN = 10
+
+
+@verb
+def hindcast(
+    config: Annotated[Path, typer.Argument(help="CONFIG.toml; configs/hindcast.toml shows every key.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value, as dates.every_hours=12.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Workers on this machine.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler instead.")] = None,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say how far it is, from the store alone.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, without computing.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try initial times again that failed before.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Forecast from many initial times, each once; run again after any stop to go on.
+
+    All initial times are in one run store. One that fails is noted with its reason and does not stop the others
+    (exit 7 at the end). --status may be asked at any time, also while it runs on other machines.
+    """
+    if sum((status, dry_run, retry_failed)) > 1:
+        raise UsageError("--status, --dry-run and --retry-failed exclude each other")
+    settings = _settings(config, overrides or [], workers, scheduler)
+    if status:
+        _show_status(settings)
+    elif dry_run:
+        _show_plan(settings)
+    else:
+        _run(settings, retry_failed=retry_failed, quiet=quiet)
+
+
+def add_to(app: typer.Typer) -> None:
+    """The verb is one of this application."""
+    app.command(epilog="Example: fengwu-ghr hindcast configs/hindcast.toml --workers 2")(hindcast)
+
+
+def _settings(
+    path: Path, overrides: list[str], workers: int | None, scheduler: str | None
+) -> "HindcastConfig":
+    from fengwu_ghr.config import read_settings
+    from fengwu_ghr.hindcast.settings import HindcastConfig
+
+    more = [
+        f"cluster.{name}={value}" for name, value in (("workers", workers), ("scheduler", scheduler)) if value
+    ]
+    return read_settings(HindcastConfig, path, overrides=[*overrides, *more])
+
+
+def _run(config: "HindcastConfig", *, retry_failed: bool, quiet: bool) -> None:
+    from fengwu_ghr import console
+    from fengwu_ghr.hindcast.job import run_hindcast, verify_hindcast
+
+    with console.StepProgress(quiet=quiet) as progress:
+        result = run_hindcast(config, progress=progress, retry_failed=retry_failed)
+    _show_result(result)
+    if result.finished or result.before:
+        with console.StepProgress(quiet=quiet) as progress:
+            verified = verify_hindcast(config, progress=progress)
+        if verified is not None:
+            console.show_verified(verified)
+    _raise_for_failed(result)
+
+
+def _raise_for_failed(result: "HindcastResult") -> None:
+    problems = {**result.failed, **result.absent}
+    if problems:
+        remedy = (
+            "remove the causes, then run the same command with --retry-failed"
+            if result.failed
+            else ("run the same command again when their input is there")
+        )
+        raise SomeFailed(f"{len(problems)} of {result.total} initial times are not there; {remedy}")
+
+
+def _show_result(result: "HindcastResult") -> None:
+    from fengwu_ghr import console
+
+    activities = ("all", "read", "compute", "write", "verify")
+    rows = []
+    for outcome in sorted(result.finished, key=lambda o: o.time):
+        seconds = outcome.seconds or {}
+        rows.append((f"{outcome.time:%Y-%m-%d %H}", *(f"{seconds.get(name, 0):.1f}" for name in activities)))
+    if rows:
+        shown = (
+            rows if len(rows) <= _SHOWN else [*rows[: _SHOWN - 1], ("...", *[""] * len(activities)), rows[-1]]
+        )
+        console.show_table("Finished now, seconds", ("initial time", *activities), shown)
+    _show_problems({**result.failed, **result.absent})
+    facts: list[tuple[str, object]] = [
+        ("run store", result.store),
+        ("finished", f"{len(result.finished) + result.before} of {result.total}, {len(result.finished)} now"),
+        ("failed", len(result.failed)),
+    ]
+    if result.absent:
+        facts.append(("without input", len(result.absent)))
+    facts.append(("time", console.human_duration(result.seconds)))
+    console.show_facts("Hindcast", facts)
+
+
+def _show_problems(problems: dict[datetime, str]) -> None:
+    from fengwu_ghr import console
+
+    rows = [(f"{time:%Y-%m-%d %H}", reason) for time, reason in sorted(problems.items())]
+    if rows:
+        console.show_table("Not there", ("initial time", "why"), rows)
+
+
+def _show_status(config: "HindcastConfig") -> None:
+    from fengwu_ghr import console
+    from fengwu_ghr.hindcast.ledger import Survey
+
+    found = Survey.of(config)
+    _show_problems({state.time: state.reason for state in found.failed})
+    console.show_facts("Hindcast", [*found.counted(), ("pace", _pace(found)), ("to go", _to_go(found))])
+
+
+def _pace(found: "Survey") -> str:
+    from fengwu_ghr.console import human_duration
+
+    if found.seconds_each is None:
+        return "unknown until one is finished"
+    return f"{human_duration(found.seconds_each)} an initial time, {found.processes} workers at work"
+
+
+def _to_go(found: "Survey") -> str:
+    from fengwu_ghr.console import human_duration
+
+    if not found.left:
+        return "nothing"
+    seconds = found.seconds_to_go
+    return "unknown: nobody is at work" if seconds is None else f"about {human_duration(seconds)}"
+
+
+def _show_plan(config: "HindcastConfig") -> None:
+    from fengwu_ghr import console
+    from fengwu_ghr.hindcast.job import plan_hindcast
+
+    console.show_facts("The hindcast that would run", plan_hindcast(config))
