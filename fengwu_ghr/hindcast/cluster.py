@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import dask
@@ -155,6 +156,11 @@ def batch_cluster(section: ClusterSection, offered: Mapping[str, float]) -> Any:
     options = dict(section.job)
     more = ["--nthreads", str(TURNS), *(f"--resources={name}={count:g}" for name, count in offered.items())]
     options["worker_extra_args"] = [*options.get("worker_extra_args", ()), *more]
+    known = {name for made in (kind, *kind.job_cls.__mro__) for name in signature(made.__init__).parameters}
+    if unknown := sorted(options.keys() - known):
+        raise UsageError(
+            f"cluster.job has options of {section.kind} that dask-jobqueue does not know: {', '.join(unknown)}"
+        )
     try:
         return kind(scheduler_options={"dashboard_address": section.dashboard}, **options)
     except (TypeError, ValueError) as error:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from queue import Empty, Queue
 from threading import Lock
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker, get_worker
@@ -26,14 +26,17 @@ LOG = logging.getLogger("fengwu_ghr")
 STRIKES = 3
 """So often may a worker die or hang over an initial time before that one is given up."""
 LOOK_SECONDS = 1.0
+RESULT_SECONDS = 30
 ACTIVE = ("reading", "computing")
-"""Stages in which an initial time can be why its worker dies or hangs."""
+"""Stages in which an initial time can be why its worker dies or hangs; `ready` it waits for its turn."""
 
 
+@runtime_checkable
 class Work(Protocol):
     """What is done with one initial time, on a worker; `topic` is where it tells of it."""
 
-    def __call__(self, time: datetime, topic: str) -> Outcome: ...
+    def __call__(self, time: datetime, topic: str) -> Outcome:
+        """The outcome of this initial time."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Farm:
         self._heard: Queue[tuple[str, Any]] = Queue()
         self._turns: dict[datetime, _Turn] = {}
         self._strikes: Counter[datetime] = Counter()
+        self._suspects: deque[datetime] = deque()
         self._last_heard: dict[str, float] = {}
         self._workers, self._counted = 0, -LOOK_SECONDS
         self.client.subscribe_topic(self.topic, lambda event: self._heard.put(("event", event[1])))
@@ -101,7 +105,7 @@ class Farm:
         Whoever listens may add to those that wait, as long as there may be `more`. Raises what would fail for all;
         Interrupted when the scheduler is gone.
         """
-        while waiting or self._turns or more():
+        while waiting or self._turns or self._suspects or more():
             self._hand_out(waiting)
             yield self._listen(waiting)
             yield from self._given_up(waiting)
@@ -115,19 +119,22 @@ class Farm:
         return TURNS * max(1, self._workers) - len(self._turns)
 
     def _hand_out(self, waiting: deque[datetime]) -> None:
-        room = self._room
-        for _ in range(min(room, len(waiting))):
-            time = waiting.popleft()
-            future = self.client.submit(
-                self.work,
-                time,
-                self.topic,
-                key=f"{time:%Y%m%dT%H%M}-{uuid4().hex}",
-                pure=False,
-                resources=dict(self.resources) or None,
-            )
-            self._turns[time] = _Turn(future)
-            future.add_done_callback(lambda ended, time=time: self._heard.put(("done", (time, ended))))
+        for _ in range(min(self._room, len(waiting))):
+            self._begin(waiting.popleft())
+        if self._suspects and not self._turns:
+            self._begin(self._suspects.popleft())
+
+    def _begin(self, time: datetime) -> None:
+        future = self.client.submit(
+            self.work,
+            time,
+            self.topic,
+            key=f"{time:%Y%m%dT%H%M}-{uuid4().hex}",
+            pure=False,
+            resources=dict(self.resources) or None,
+        )
+        self._turns[time] = _Turn(future)
+        future.add_done_callback(lambda ended: self._heard.put(("done", (time, ended))))
 
     def _listen(self, waiting: deque[datetime]) -> Outcome | None:
         """What is heard next: an outcome, or nothing that ends an initial time."""
@@ -156,7 +163,11 @@ class Farm:
     def _ended(self, time: datetime, turn: _Turn, waiting: deque[datetime]) -> Outcome | None:
         if turn.future.status == "finished":
             self._last_heard[turn.worker] = monotonic()
-            return turn.future.result()
+            try:
+                return turn.future.result(timeout=RESULT_SECONDS)
+            except TimeoutError:  # its worker died before it had told; what is finished is found so
+                waiting.appendleft(time)
+                return None
         if turn.future.status in ("cancelled", "lost"):
             self._check_scheduler(is_lost=True)
         error = turn.future.exception()
@@ -167,11 +178,14 @@ class Farm:
         return self._struck(time, turn, waiting, "its worker died; perhaps it had too little memory")
 
     def _struck(self, time: datetime, turn: _Turn, waiting: deque[datetime], reason: str) -> Outcome | None:
-        """The initial time has its turn again, unless it was why its worker ended too often."""
-        self._strikes[time] += turn.stage in ACTIVE
+        """The initial time has its turn again; the last one alone, so that no other pays for it."""
+        self._strikes[time] += turn.stage != "ready"
         if self._strikes[time] < STRIKES:
             LOG.debug("%s begins again: %s", time, reason)
-            waiting.appendleft(time)
+            if self._strikes[time] < STRIKES - 1:
+                waiting.appendleft(time)
+            else:
+                self._suspects.append(time)
             return None
         return Outcome(time, False, f"given up after {STRIKES} attempts: {reason}", is_noted=False)
 

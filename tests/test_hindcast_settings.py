@@ -1,0 +1,135 @@
+"""The settings of a hindcast: dates, templates of input, what is refused and how."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import seasons
+from pydantic import ValidationError
+
+from fengwu_ghr.config import read_settings
+from fengwu_ghr.errors import InputError, UsageError
+from fengwu_ghr.hindcast.season import Season
+from fengwu_ghr.hindcast.settings import DatesSection, HindcastConfig, SeasonInput, absolute
+
+
+def config(tmp_path: Path, **sections: dict[str, Any]) -> HindcastConfig:
+    return HindcastConfig.model_validate(seasons.season(tmp_path, tmp_path, 2, **sections))
+
+
+def test_the_range_and_the_list_make_one_ascending_season() -> None:
+    dates = DatesSection(
+        first=datetime(2024, 1, 1),
+        last=datetime(2024, 1, 2, 11),
+        every_hours=12,
+        times=(datetime(2023, 12, 31), datetime(2024, 1, 1, 12)),
+    )
+    assert [f"{time:%d %H}" for time in dates.all] == ["31 00", "01 00", "01 12", "02 00"]
+
+
+@pytest.mark.parametrize(
+    ("dates", "said"),
+    [
+        ({}, "name initial times"),
+        ({"first": "2024-01-01"}, "given together"),
+        ({"first": "2024-01-02", "last": "2024-01-01"}, "last lies before first"),
+        ({"first": "1900-01-01", "last": "2024-01-01", "every_hours": 1}, "at most 100000"),
+        ({"first": "2024-01-01", "last": "2024-01-02", "every_hours": 0}, "greater than 0"),
+    ],
+)
+def test_dates_that_are_none_are_refused(dates: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        DatesSection.model_validate(dates)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{time.__class__}", "{config}", "{time!r}", "{0}", "{}", "{time:{time}}", "{time", "{before[0]}"],
+)
+def test_templates_name_times_and_reach_nothing_else(template: str) -> None:
+    with pytest.raises(ValidationError, match=r"input\.files name times alone|cannot be filled in"):
+        SeasonInput(files=(template,))
+
+
+def test_templates_are_filled_in_for_each_time() -> None:
+    files = SeasonInput(
+        files=("a/{time:%Y%m%d%H}.grib2", "b/{before:%Y/%m/%d/%H}-*.grib2", "orography.grib2")
+    )
+    names = files.names(datetime(2024, 3, 1), before=datetime(2024, 2, 29, 18))
+    assert names == ["a/2024030100.grib2", "b/2024/02/29/18-*.grib2", "orography.grib2"]
+
+
+def test_patterns_find_files_and_say_what_is_not_there(tmp_path: Path) -> None:
+    season = Season.of(config(tmp_path, input={"files": [f"{tmp_path}/{{time:%Y%m%d%H}}-*.grib2"]}))
+    first, second = season.times
+    for name in ("2024010100-b.grib2", "2024010100-a.grib2"):
+        (tmp_path / name).touch()
+    assert [path.name for path in season.forecast_config(first).input.files] == [
+        "2024010100-a.grib2",
+        "2024010100-b.grib2",
+    ]
+    with pytest.raises(InputError, match=r"2024-01-01 12:00 is not there: .*2024010112-\*.grib2"):
+        season.forecast_config(second)
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"cluster": {"scheduler": "tcp://a:1", "kind": "slurm"}}, "leave kind out"),
+        ({"cluster": {"job": {"queue": "gpu"}}}, "name the kind"),
+        ({"cluster": {"kind": "pbs", "workers": 0}}, "how many workers"),
+        (
+            {"verify": {"truth": "t.zarr", "output": "s", "forecast": "other.zarr"}},
+            "leave verify.forecast out",
+        ),
+        ({"input": {"file": "x"}}, "no such key|Extra inputs"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(tmp_path: Path, sections: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        config(tmp_path, **sections)
+
+
+def test_the_verification_is_of_these_forecasts(tmp_path: Path) -> None:
+    made = config(tmp_path, verify={"truth": "t.zarr", "output": "scores", "online": True})
+    assert made.online is not None
+    assert made.online.forecast == (made.output.zarr,)
+    assert made.wanted != config(tmp_path).wanted
+
+
+def test_paths_mean_the_same_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = config(
+        tmp_path,
+        input={"files": ["in/{time:%Y}.grib2"]},
+        output={"zarr": "out.zarr", "grib": None},
+        verify={"truth": ["t.zarr"], "output": "scores", "masks": {"alps": "alps.nc"}},
+    )
+    made = absolute(given)
+    assert made.input.files == (f"{tmp_path}/in/{{time:%Y}}.grib2",)
+    assert made.verify is not None
+    assert (made.output.zarr, made.verify.output, made.verify.masks["alps"]) == (
+        tmp_path / "out.zarr",
+        tmp_path / "scores",
+        tmp_path / "alps.nc",
+    )
+    assert HindcastConfig.model_validate_json(made.model_dump_json()) == made
+
+
+def test_every_key_is_shown_in_the_example() -> None:
+    example = Path(__file__).parents[1] / "configs" / "hindcast.toml"
+    text = example.read_text()
+    assert read_settings(HindcastConfig, example).output.zarr == Path("season.zarr")
+    for name, field in HindcastConfig.model_fields.items():
+        assert f"[{name}]" in text, name
+        section = field.annotation if hasattr(field.annotation, "model_fields") else None
+        for key in section.model_fields if section and name != "verify" else ():
+            assert any(f"{start}{key} =" in text for start in ("\n", "\n# ")) or f"[{name}.{key}]" in text, (
+                key
+            )
+
+
+def test_an_untrained_name_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ghr-nothing"):
+        Season.of(config(tmp_path, model={"name": "ghr-nothing"}))
