@@ -98,6 +98,7 @@ Read the package in the order of this list: a module uses only modules above it.
     preflight             everything that can be known before work starts
     resume                what an earlier attempt left: go on from it, replace it, or leave it alone
     forecast              one initial time from end to end
+    reproduce             a committed lead derived again from its provenance
     hindcast.settings     many initial times: from which input, into which store
     hindcast.ledger       what happened to each; how far all of them are
     hindcast.season       their model, the plan of their store, the forecast of each

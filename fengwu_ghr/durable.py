@@ -141,6 +141,14 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time is inside, of all that name this file; the others wait. For moments, not for work."""
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _write_whole(file: IO[bytes], content: bytes) -> None:
     view = memoryview(content)
     while view:

@@ -1,13 +1,14 @@
-"""The verb of many initial times: `fengwu-ghr hindcast`."""
+"""The verbs of many initial times, and of proof: `fengwu-ghr hindcast` and `fengwu-ghr reproduce`."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
+from math import isinf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fengwu_ghr.errors import SomeFailed, UsageError
-from fengwu_ghr.options import Quiet, Verbose, verb
+from fengwu_ghr.errors import ConformanceError, SomeFailed, UsageError
+from fengwu_ghr.options import Quiet, Store, Verbose, verb
 
 if TYPE_CHECKING:
     from fengwu_ghr.hindcast.job import HindcastResult
@@ -53,8 +54,58 @@ def hindcast(
         _run(settings, retry_failed=retry_failed, quiet=quiet)
 
 
+@verb
+def reproduce(
+    store: Store,
+    lead_time: Annotated[int, typer.Option(help="Lead time in hours.")],
+    time: Annotated[str | None, typer.Option(help="Initial time; default: the store's first.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the weights are now.")] = None,
+    input_: Annotated[
+        list[Path] | None, typer.Option("--input", help="Where the input is now; may be given several times.")
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compute a committed lead again from its provenance, and prove its bytes or say what differs (exit 4)."""
+    from fengwu_ghr import console
+    from fengwu_ghr.config import parse_time
+    from fengwu_ghr.reproduce import reproduce as compute_again
+
+    try:
+        wanted = parse_time(time) if time else None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    with console.LeadProgress(quiet=quiet) as progress:
+        found = compute_again(
+            store,
+            wanted,
+            timedelta(hours=lead_time),
+            reporter=progress,
+            model=model,
+            files=tuple(input_ or ()),
+        )
+    rows = [
+        (str(channel), "unknown" if isinf(worst) else f"{worst:.3g}")
+        for channel, worst in found.differing.items()
+    ]
+    if rows:
+        console.show_table("Fields with other bytes", ("field", "largest difference"), rows)
+    what = f"+{lead_time} h from {found.initial_time:%Y-%m-%d %H:%M}"
+    why = "; ".join(found.causes) or "though nothing recorded differs: the store or this machine is at fault"
+    if not found.is_equal:
+        raise ConformanceError(
+            f"{what} is not reproduced: {len(rows)} of {found.fields} fields have other bytes; {why}"
+        )
+    console.OUT.print(f"{what} is reproduced: {found.fields} of {found.fields} fields have the same bytes")
+    for cause in found.causes:
+        console.OUT.print(f"although {cause}", markup=False)
+
+
 def add_to(app: typer.Typer) -> None:
-    """The verb is one of this application."""
+    """The verbs are verbs of this application."""
+    app.command(epilog="Example: fengwu-ghr reproduce run.zarr --time 2024-01-01T00 --lead-time 120")(
+        reproduce
+    )
     app.command(epilog="Example: fengwu-ghr hindcast configs/hindcast.toml --workers 2")(hindcast)
 
 

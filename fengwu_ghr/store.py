@@ -106,22 +106,31 @@ class RunStore:
 
     def read(self, channel: Channel, initial_time: datetime, lead: timedelta) -> Field:
         """One committed field, as it was written. Raises InputError when it does not exist or has been damaged."""
-        stated = self._manifest(initial_time).leads().get(lead)
         if channel not in self.plan.channels:
             raise InputError(
                 f"{self.path} does not hold {channel}; it holds {', '.join(map(str, self.plan.channels))}"
             )
+        stated = self.shards(initial_time, lead)[channel]
+        damage = self._damage(channel, initial_time, lead, stated)
+        if damage:
+            raise InputError(f"{self.path}: {damage}; compute the run again with --overwrite")
+        array = self._array(self.path, channel.variable)
+        return array[self.plan.shard(channel, initial_time, lead)].read().result()
+
+    def shards(self, initial_time: datetime, lead: timedelta) -> dict[Channel, dict[str, int]]:
+        """Size and checksum of each field of a committed lead; raises InputError where it does not exist."""
+        stated = self._manifest(initial_time).leads().get(lead)
         if stated is None:
             there = ", ".join(f"+{_hours(found)} h" for found in self.committed(initial_time)) or "none"
             raise InputError(
                 f"{self.path} does not hold lead +{_hours(lead)} h from {initial_time:%Y-%m-%d %H:%M}; "
                 f"committed: {there}"
             )
-        damage = self._damage(channel, initial_time, lead, stated[str(channel)])
-        if damage:
-            raise InputError(f"{self.path}: {damage}; compute the run again with --overwrite")
-        array = self._array(self.path, channel.variable)
-        return array[self.plan.shard(channel, initial_time, lead)].read().result()
+        return {channel: stated[str(channel)] for channel in self.plan.channels}
+
+    def numerics_changed(self, initial_time: datetime) -> bool:
+        """Whether the run went on with other numerics than it began with."""
+        return any(entry["kind"] == "change" for entry in self._manifest(initial_time).entries())
 
     def verify(self) -> tuple[str, ...]:
         """What no longer matches the checksums of the manifest, in words; nothing when all is well."""

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from fengwu_ghr.config import Section
-from fengwu_ghr.durable import make_folder, replace_file, writing
+from fengwu_ghr.durable import alone, make_folder, replace_file, writing
 from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.verify.archive import read_archive, read_array, write_archive
 from fengwu_ghr.verify.statistics import DatedSums, Start, Sums, hours_text
@@ -116,10 +116,12 @@ class KeptSums:
         """The folder is of this verification, or (`adds`) of this one too. Raises UsageError where it is of another."""
         path = self.folder / ABOUT
         self.check(about)
-        told = _told_of_all([self.about, about]) if adds and self.pairs else about
         with writing(path):
             make_folder(self.folder / "sums")
-            replace_file(path, told.model_dump_json(indent=1).encode())
+            with alone(self.folder / "sums" / ".lock"):
+                is_same = adds and path.exists() and self.about.identity == about.identity
+                told = _told_of_all([self.about, about]) if is_same else about
+                replace_file(path, told.model_dump_json(indent=1).encode())
 
     @property
     def about(self) -> Description:
