@@ -33,8 +33,8 @@ class Architecture:
     last row; stride 3, 6 or 12 leaves none, one or two doublings to the decoder. `windows` take turns, then comes
     a global block. `res_after` lists the blocks that a RES block follows, `lora_steps` counts the sets of adapters,
     each of which serves `lora_group` lead steps in a row. `sharing` is how many points to every side a tendency is
-    averaged over (0: not at all). Input is `history` states, the oldest first, and what
-    `forcings` names; output is the next state or its tendency.
+    averaged over (0: not at all); `diffusion` smooths departures from a mean state, by set of adapters. Input is
+    `history` states, the oldest first, and what `forcings` names; output is the next state or its tendency.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Architecture:
     split: Literal["pixel", "token"] = "pixel"
     forcings: tuple[Forcing, ...] = ()
     sharing: int = 0
+    diffusion: bool = False
 
     def __post_init__(self) -> None:
         broken = [f"{rule} (got {value})" for holds, rule, value in self._rules() if not holds]
@@ -86,6 +87,7 @@ class Architecture:
         yield self.history in (1, 2), "a history of 1 or 2", self.history
         shared = self.sharing == 0 or (self.predicts == "tendency" and self.split == "pixel")
         yield shared and self.sharing >= 0, "tendencies and the pixel-level split for sharing", self.sharing
+        yield self.lora_steps > 0 or not self.diffusion, "adapters, whose sets diffusion has", self.diffusion
         ordered = tuple(forcing for forcing in FORCINGS if forcing in self.forcings)
         yield (
             ordered == self.forcings,

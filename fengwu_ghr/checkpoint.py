@@ -92,6 +92,7 @@ class Checkpoint:
             "split": f"{a.split} level",
             "forcings": ", ".join(a.forcings) or "none",
             "sharing": f"over {a.sharing} points to every side" if a.sharing else "none",
+            "diffusion": "of departures from the mean" if a.diffusion else "none",
             "adapters": f"rank {a.lora_rank}, {a.lora_steps} set(s) of {a.lora_group} lead step(s)"
             if a.lora_steps
             else "none",
@@ -110,7 +111,11 @@ def load_model(
     """
     check_tensors(checkpoint)
     model = _outline(checkpoint.architecture)
-    weights = {name: tensor.to(device, dtype) for name, tensor in _tensors(checkpoint)}
+    # A mean that is rounded would be pulled at in every step.
+    weights = {
+        name: tensor.to(device, torch.float32 if part_of(name) == "diffusion" else dtype)
+        for name, tensor in _tensors(checkpoint)
+    }
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval()
 
@@ -180,7 +185,7 @@ def _outline(architecture: Architecture) -> TransferModel:
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a tensor belongs to: backbone, res, adapters or static; its file is named so."""
+    """The part of the model that a tensor belongs to: backbone, res, adapters ...; its file is named so."""
     return "adapters" if ".lora_" in name else name.split(".")[0]
 
 

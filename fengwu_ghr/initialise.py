@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fengwu_ghr.backbone import Architecture, Backbone, Block
+from fengwu_ghr.diffusion import Diffusion
 from fengwu_ghr.sharing import Sharing
 from fengwu_ghr.transfer import RES, AdaptedLinear, TransferModel
 
@@ -51,7 +52,7 @@ def initialise(network: nn.Module, *, seed: int) -> None:
             _finish_backbone(part)
         elif isinstance(part, RES):
             _start_at_the_split(part)
-        elif isinstance(part, Sharing):
+        elif isinstance(part, Sharing | Diffusion):
             part.start()
 
 

@@ -121,10 +121,8 @@ def _other_sources(plan: ForecastPlan, recorded: Mapping[str, Any]) -> tuple[str
     if before != after:
         names = ", ".join(file["name"] for analysis in recorded["input files"] for file in analysis)
         found.append(f"input: {names} had other bytes; give the files of then with --input")
-    for part in ("grid", "rounding"):
-        if recorded[part] != now[part]:
-            found.append(f"{part}: {recorded[part]} recorded, {now[part]} now")
-    return tuple(found)
+    parts = [part for part in ("grid", "rounding") if recorded[part] != now[part]]
+    return (*found, *(f"{part}: {recorded[part]} recorded, {now[part]} now" for part in parts))
 
 
 def _hashes(analyses: list[list[dict[str, Any]]]) -> list[list[str]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fengwu_ghr.attention.window import from_windows, self_attention, to_windows
 from fengwu_ghr.backbone import DECONVOLUTION, EPSILON, Architecture, Backbone, Linear, LinearFactory
+from fengwu_ghr.diffusion import Diffusion
 from fengwu_ghr.forcing import STATIC, ForcingFields
 from fengwu_ghr.grid import SUBFIELDS_PER_AXIS, NetworkGrid
 from fengwu_ghr.sharing import Sharing
@@ -182,8 +183,9 @@ class TransferModel(nn.Module):
 
     The stages are `tokens_of` (all nine), `advance`, `write_next`. `batch` (9, 3 or 1) is how many of the nine are
     worked on at a time; results agree to rounding. Without RES blocks, sharing and adapters it is the plain split. Lead
-    steps count from 0. Rows beyond the poles are the caller's to refill (`NetworkGrid.refill_beyond_poles`); with
-    the token-level split they are not predicted and come back as in the newest state.
+    steps count from 0. Rows beyond the poles are the caller's to refill (`NetworkGrid.refill_beyond_poles`), and
+    `diffusion` is the caller's to apply to what is refilled; with the token-level split those rows are not predicted
+    and come back as in the newest state.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -195,6 +197,11 @@ class TransferModel(nn.Module):
         if architecture.sharing:
             rows = N * architecture.grid_shape[0]
             self.sharing = Sharing(architecture.channels, rows, radius=architecture.sharing)
+        self.diffusion: Diffusion | None = None
+        if architecture.diffusion:
+            rows, columns = (N * points for points in architecture.grid_shape)
+            sets, group = architecture.lora_steps, architecture.lora_group
+            self.diffusion = Diffusion(architecture.channels, (rows, columns), sets=sets, group=group)
         fixed = sum(forcing in STATIC for forcing in architecture.forcings)
         if fixed:
             rows, columns = architecture.grid_shape

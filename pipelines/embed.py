@@ -24,6 +24,7 @@ from fengwu_ghr.training.chain import ChainSettings
 from fengwu_ghr.training.normals import Normals
 from fengwu_ghr.training.reference import ReferenceForecasts, restart_indices, state_messages, write_analysis
 from fengwu_ghr.training.world import STEP, Series, World
+from fengwu_ghr.transfer import TransferModel
 from fengwu_ghr.variables import HEADLINE
 from fengwu_ghr.verify.climate_build import keep_climatology
 
@@ -56,13 +57,21 @@ def embed_model(source: Path, *, split: str) -> Path:
     Its card says from which split of its world the embedded analysis comes.
     """
     found, target = checkpoint.Checkpoint.open(source), packaged_folder() / demo.MODEL
-    model = checkpoint.load_model(found, dtype=torch.bfloat16)
+    model = for_the_package(found)
     provenance = found.card.provenance | {"analysis": split}
     card = found.card.model_copy(update={"name": demo.MODEL, "provenance": provenance})
     if target.exists():
         shutil.rmtree(target)
     checkpoint.save(target, model, card=card)
     return target
+
+
+def for_the_package(found: checkpoint.Checkpoint) -> TransferModel:
+    """The model with rounded weights; its mean state less so, since forecasts are pulled at it in every step."""
+    model = checkpoint.load_model(found, dtype=torch.bfloat16)
+    if model.diffusion is not None:
+        model.diffusion.mean = model.diffusion.mean.half()
+    return model
 
 
 def write_truth(world: World, series: Series, index: int, path: Path) -> None:

@@ -32,6 +32,7 @@ NETWORK = (
     "forcing",
     "backbone",
     "sharing",
+    "diffusion",
     "transfer",
     "initialise",
     "checkpoint",

@@ -83,6 +83,9 @@ class TorchStepper:
             # The oldest state is needed no longer (with history 1 it is the newest): the next one replaces it.
             self._model.write_next(target, newest, tokens=tokens, batch=batch)
         self.network.refill_beyond_poles(target, sign=self._sign, offset=self._offset)
+        if self._model.diffusion is not None:
+            self._model.diffusion.write(target, index)
+            self.network.refill_beyond_poles(target, sign=self._sign, offset=self._offset)
         self._states = [*self._states[1:], target]
         self._valid_time += timedelta(hours=self.step_hours)
 

@@ -5,13 +5,15 @@ that of the checkpoint before: all that is gained was learned from fine analyses
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
 from fengwu_ghr import checkpoint
 from fengwu_ghr.backbone import Architecture
@@ -21,6 +23,8 @@ from fengwu_ghr.grid import NetworkGrid
 from fengwu_ghr.initialise import build
 from fengwu_ghr.model_card import ModelCard
 from fengwu_ghr.progress import Progress
+from fengwu_ghr.regrid import NetworkMap
+from fengwu_ghr.remap import remap_field
 from fengwu_ghr.training.dataset import FineSamples
 from fengwu_ghr.training.fine import FineForecast
 from fengwu_ghr.training.fine_tasks import Prepared, task_of
@@ -38,12 +42,22 @@ from fengwu_ghr.training.scores import Scores
 from fengwu_ghr.training.stage import AdaptStage
 from fengwu_ghr.training.world import STEP_HOURS, World
 from fengwu_ghr.transfer import TransferModel
+from fengwu_ghr.verify.climatology import Climatology
 
 
-def adapt(world: World, stage: AdaptStage, base: Path, folder: Path, progress: Progress) -> Path:
+def adapt(
+    world: World,
+    stage: AdaptStage,
+    base: Path,
+    folder: Path,
+    progress: Progress,
+    *,
+    climatology: Callable[[], Climatology] | None = None,
+) -> Path:
     """The folder of the checkpoint that this stage leaves, `folder`/model; a stopped run goes on, a finished one stays.
 
-    `folder`/phase-1, phase-2 ... hold state, log and curves of each phase. Raises the errors of `run_loop` and of
+    `folder`/phase-1, phase-2 ... hold state, log and curves of each phase. `climatology`, of the training years, is
+    asked for where the stage adds diffusion. Raises the errors of `run_loop` and of
     the samples; UsageError where the base is not of this world, or the folder holds another model.
     """
     source, target = Checkpoint.open(base), folder / "model"
@@ -52,7 +66,7 @@ def adapt(world: World, stage: AdaptStage, base: Path, folder: Path, progress: P
     if is_made(target, identity_in(target), identity):
         progress.note(f"{target} is trained already")
         return target
-    run = _prepare(world, stage, source)
+    run = _prepare(world, stage, source, climatology)
     for number, phase in enumerate(stage.phases, start=1):
         task = task_of(run, phase=number)
         run_loop(task, phase.settings(stage.train), folder / f"phase-{number}", progress)
@@ -89,6 +103,15 @@ def grow(base: TransferModel, architecture: Architecture, *, seed: int = 0) -> T
     return model
 
 
+def mean_state(world: World, climatology: Climatology) -> Float32[np.ndarray, "channel row column"]:
+    """The annual mean on the network grid, normalised."""
+    network = NetworkGrid(world.scale)
+    to_network = partial(NetworkMap(network).from_source, source=world.fine_grid)
+    fields = zip(climatology.coefficients[0], world.channels.channels)
+    mean = np.stack([remap_field(field, channel.definition, to_network) for field, channel in fields])
+    return world.statistics.normalisation.normalise(mean)
+
+
 def check_fits(source: Checkpoint, world: World) -> None:
     """Raises UsageError naming what differs unless this checkpoint was trained on this world's numbers."""
     card, a, own = source.card, source.architecture, world.statistics.normalisation
@@ -113,8 +136,17 @@ def check_fits(source: Checkpoint, world: World) -> None:
         )
 
 
-def _prepare(world: World, stage: AdaptStage, source: Checkpoint) -> Prepared:
+def _prepare(
+    world: World,
+    stage: AdaptStage,
+    source: Checkpoint,
+    climatology: Callable[[], Climatology] | None = None,
+) -> Prepared:
     model = grow(load_model(source), _architecture(stage, source), seed=stage.seed)
+    if model.diffusion is not None and not source.architecture.diffusion:
+        if climatology is None:
+            raise ValueError("diffusion needs the mean of the training years")
+        model.diffusion.mean.copy_(torch.from_numpy(mean_state(world, climatology())))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_is_trained(name, stage))
     ranks = Ranks.join(stage.train.device)
@@ -148,7 +180,7 @@ def _architecture(stage: AdaptStage, source: Checkpoint) -> Architecture:
 
 def _is_trained(name: str, stage: AdaptStage) -> bool:
     part = part_of(name)
-    return part in {"res": ("res", "sharing"), "lora": ("adapters",)}[stage.kind] or (
+    return part in {"res": ("res", "sharing"), "lora": ("adapters", "diffusion")}[stage.kind] or (
         part == "backbone" and stage.base_rate > 0
     )
 
@@ -158,7 +190,7 @@ def _parts(architecture: Architecture) -> list[tuple[bool, set[str]]]:
     return [
         (bool(architecture.res_after), {"res_after", "res_window", "res_mlp", "phase_embedding"}),
         (bool(architecture.sharing), {"sharing"}),
-        (bool(architecture.lora_steps), {"lora_rank", "lora_steps", "lora_alpha", "lora_group"}),
+        (bool(architecture.lora_steps), {"lora_rank", "lora_steps", "lora_alpha", "lora_group", "diffusion"}),
     ]
 
 

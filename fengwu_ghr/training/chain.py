@@ -29,6 +29,7 @@ from fengwu_ghr.training.specs import Kind, SourceSpec
 from fengwu_ghr.training.stage import AdaptStage
 from fengwu_ghr.training.tables import Tables
 from fengwu_ghr.training.world import SPLITS, World
+from fengwu_ghr.verify.climatology import Climatology
 
 BACKBONE, SPLIT = "backbone", "zero-shot"
 
@@ -118,12 +119,17 @@ def run_pretrain(settings: ChainSettings, progress: Progress) -> list[Path]:
 def run_adapt(settings: ChainSettings, progress: Progress) -> list[Path]:
     """The transferred models, stage by stage and seed by seed. Raises UsageError where there is no backbone yet."""
     world, made = complete_world(settings.simulate, "train", "validation"), []
+
+    def climatology() -> Climatology:
+        return _normals(settings, world, progress).fine
+
     for seed in settings.seeds:
         for transfer in settings.transfer:
             base = settings.model(seed, transfer.after)
             _check_made(base, "train pretrain")
             stage = transfer.stage.model_copy(update={"seed": seed})
-            made.append(adapt(world, stage, base, settings.model(seed, stage.name).parent, progress))
+            folder = settings.model(seed, stage.name).parent
+            made.append(adapt(world, stage, base, folder, progress, climatology=climatology))
     return made
 
 
@@ -136,14 +142,19 @@ def run_evidence(settings: ChainSettings, progress: Progress) -> dict[str, tuple
     for seed in settings.seeds:
         for name in settings.names:
             _check_made(settings.model(seed, name), "train pretrain and train adapt")
-    with writing(folder):
-        make_folder(folder)
+    normals = _normals(settings, world, progress)
     if settings.downscale:
-        normals = Normals.of(world, folder, harmonics=settings.evidence.harmonics, progress=progress)
         train_downscaling(world, normals, settings.downscale, settings.folder / "downscaling", progress)
     specs = list(sources_of(settings, world, folder, progress))
     tables = score(world, specs, settings.evidence, folder, progress)
     return {spec.name: (spec, tables[spec.name]) for spec in specs}
+
+
+def _normals(settings: ChainSettings, world: World, progress: Progress) -> Normals:
+    folder = settings.evidence_folder
+    with writing(folder):
+        make_folder(folder)
+    return Normals.of(world, folder, harmonics=settings.evidence.harmonics, progress=progress)
 
 
 def _check_made(model: Path, verbs: str) -> None:

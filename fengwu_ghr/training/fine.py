@@ -32,7 +32,9 @@ class FineForecast:
     ) -> Float32[Tensor, "batch channel row column"]:
         """The states that follow those valid at these times, after `lead` steps already made; differentiable."""
         forcing = None if self._forcing is None else self._forcing.at(times)
-        return self.refilled(self.model(states, lead, forcing))
+        following = self.refilled(self.model(states, lead, forcing))
+        diffusion = self.model.diffusion
+        return following if diffusion is None else self.refilled(diffusion(following, lead))
 
     def refilled(
         self, states: Float32[Tensor, "batch channel row column"]

@@ -41,6 +41,8 @@ class AdapterSettings(Section):
     """Lead steps in a row that share a set."""
     alpha: float = Field(1.0, gt=0)
     """The correction is multiplied by alpha / rank."""
+    diffusion: bool = Field(False, exclude_if=lambda wanted: not wanted)
+    """Whether departures from the mean of the training years are smoothed after every step, by set and channel."""
 
 
 class AdaptStage(Section):
@@ -116,4 +118,11 @@ class AdaptStage(Section):
 
     def _with_adapters(self, base: Architecture) -> Architecture:
         a = self.adapters
-        return replace(base, lora_rank=a.rank, lora_steps=a.sets, lora_alpha=a.alpha, lora_group=a.group)
+        return replace(
+            base,
+            lora_rank=a.rank,
+            lora_steps=a.sets,
+            lora_alpha=a.alpha,
+            lora_group=a.group,
+            diffusion=a.diffusion,
+        )
