@@ -1,7 +1,6 @@
 """Small seasons for the tests: analyses of the analytic atmosphere, a configuration, and what a run of it left."""
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -27,13 +26,13 @@ def write_analyses(folder: Path, dates: int) -> Path:
     return folder
 
 
-def season(analyses: Path, folder: Path, dates: int, **sections: dict[str, Any]) -> dict[str, Any]:
+def season(analyses: Path, folder: Path, count: int, **sections: dict[str, Any]) -> dict[str, Any]:
     """A configuration as a tree; one thread a worker, so that any number of workers gives the same bytes."""
     usual: dict[str, dict[str, Any]] = {
         "model": {"name": "ghr-tiny-1p8"},
         "dates": {
             "first": f"{FIRST:%Y-%m-%dT%H:%M}",
-            "last": f"{times_of(dates)[-1]:%Y-%m-%dT%H:%M}",
+            "last": f"{times_of(count)[-1]:%Y-%m-%dT%H:%M}",
             "every_hours": 12,
         },
         "input": {"files": [f"{analyses}/{{time:%Y%m%d%H}}.grib2"]},
@@ -60,7 +59,9 @@ def command(config: Path, *more: str) -> list[str]:
 
 
 def run(config: Path, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(config, *more), capture_output=True, text=True, check=check, env=os.environ)
+    done = subprocess.run(command(config, *more), capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 def shards(store: Path) -> dict[str, bytes]:

@@ -297,6 +297,7 @@ def test_scores_while_computing_are_those_of_afterwards(analyses: Path, tmp_path
             "output": str(folder / "scores"),
             "online": online,
             "channels": ["2t", "z500"],
+            "grid": "truth",
         }
         tree = seasons.season(analyses, folder, 2, verify=scores, output={"grib": str(folder / "grib")})
         done = seasons.run(seasons.write_toml(folder / "season.toml", tree))

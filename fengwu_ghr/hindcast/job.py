@@ -12,6 +12,7 @@ from time import monotonic, perf_counter, sleep
 
 from fengwu_ghr.durable import lock
 from fengwu_ghr.errors import FengwuError, InputError, UsageError
+from fengwu_ghr.forecast import online_verification
 from fengwu_ghr.hindcast.cluster import Host, hosts, open_client, resources, this_machine
 from fengwu_ghr.hindcast.farm import LOOK_SECONDS, Farm, ForecastWork, log_line
 from fengwu_ghr.hindcast.ledger import DateState, Ledger
@@ -20,6 +21,7 @@ from fengwu_ghr.hindcast.settings import HindcastConfig, absolute
 from fengwu_ghr.hindcast.task import CLIENT_LOCK, Outcome
 from fengwu_ghr.preflight import ForecastPlan
 from fengwu_ghr.progress import Progress
+from fengwu_ghr.resume import Attempt
 from fengwu_ghr.skeleton import check_resumable, read_attribute
 from fengwu_ghr.store import RunStore
 from fengwu_ghr.target import is_occupied, is_store
@@ -116,6 +118,7 @@ def plan_hindcast(config: HindcastConfig) -> list[tuple[str, object]]:
 
 def _cost(season: Season, due: Sequence[datetime]) -> list[tuple[str, object]]:
     sample = sample_plan(season, due)
+    notes = _verification_notes(sample)
     machine = this_machine(season.config, sample)
     settled = settle(season, sample, [machine])
     plan = settled.season.plan(sample.initial_time, batch=settled.batch)
@@ -125,11 +128,14 @@ def _cost(season: Season, due: Sequence[datetime]) -> list[tuple[str, object]]:
         ("workers", f"{machine.workers} like this machine's, {plan.threads} threads each"),
         ("memory", f"{plan.memory.peak / 2**30:.2f} of {plan.memory.budget / 2**30:.2f} GiB a worker"),
         ("time", f"about {seconds:.3g} s an initial time, {hours:.3g} h for the {len(due)} to do"),
+        *(("verification", note) for note in notes),
     ]
 
 
 def _compute(season: Season, waiting: deque[datetime], result: HindcastResult, progress: Progress) -> None:
     sample = sample_plan(season, waiting)
+    for note in _verification_notes(sample):
+        progress.note(f"verification: {note}")
     machine = this_machine(season.config, sample)
     with open_client(season.config, machine) as client:
         progress.note(f"Dask dashboard: {client.dashboard_link}")
@@ -139,6 +145,12 @@ def _compute(season: Season, waiting: deque[datetime], result: HindcastResult, p
             stall = 60 * season.config.cluster.stall_minutes
             farm = Farm(client, work, stall, resources(season.config))
             _listen(settled.season, farm, waiting, result, ledger, progress)
+
+
+def _verification_notes(sample: ForecastPlan) -> list[str]:
+    """What will be left out of the scores. Raises what would fail for all initial times."""
+    with online_verification(sample, Attempt(None, frozenset())) as watch:
+        return list(watch.notes) if watch else []
 
 
 def sample_plan(season: Season, times: Sequence[datetime] | deque[datetime]) -> ForecastPlan:
