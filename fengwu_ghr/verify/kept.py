@@ -5,6 +5,7 @@ are collected together.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -216,6 +217,7 @@ class Collected:
 def collect(folders: Sequence[KeptSums], *, pairs: Sequence[Pair] | None = None) -> Collected:
     """The sums of these pairs (all there are) in these folders, each pair counted once.
 
+    What is compared must be there in all: persistence of which a pair has nothing is left out, with a note.
     Raises UsageError where the folders are of different verifications; InputError where two hold a pair of different
     fields, or one of the pairs is nowhere.
     """
@@ -227,17 +229,23 @@ def collect(folders: Sequence[KeptSums], *, pairs: Sequence[Pair] | None = None)
     tables: Tables = {}
     refused: dict[datetime, Mapping[str, int]] = {}
     pieces = [(pair, holders.get(pair, folders[0])) for pair in chosen]
+    seen: Counter[str] = Counter()
     stations = _stations(pieces)
     for pair, holder in pieces:
         piece = holder.read(pair)
         refused[pair[0] + pair[1]] = piece.refused
+        seen.update(list(piece.scores))
         for name, kinds in piece.scores.items():
             for kind, sums in kinds.items():
                 table = tables.setdefault(name, {}).setdefault(kind, first.table(kind))
                 own = _of_stations(sums, piece.stations, stations) if kind == "places" else sums
                 _add(table, kind, pair, own, Start(0, chosen[0][0]))
+    partial = {name: count for name, count in seen.items() if count < len(pieces)}
+    notes = [f"no {name}: {count} of {len(pieces)} sums have it" for name, count in partial.items()]
     told = _told_of_all([first, *others])
-    return Collected(told, chosen, tables, stations, _summed(refused.values()))
+    told = told.model_copy(update={"notes": (*told.notes, *notes)})
+    whole = {name: kinds for name, kinds in tables.items() if name not in partial}
+    return Collected(told, chosen, whole, stations, _summed(refused.values()))
 
 
 def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
