@@ -75,6 +75,11 @@ class SeasonInput(Section):
             _check_template(template)
         return value
 
+    @property
+    def names_times(self) -> bool:
+        """Whether other initial times have other files."""
+        return any(name for template in self.files for _, name, _, _ in Formatter().parse(template))
+
     def names(self, time: datetime, *, before: datetime) -> list[str]:
         """Files and patterns of this initial time; `before` lies a step before it."""
         return [template.format(time=time, before=before) for template in self.files]

@@ -11,10 +11,14 @@ from fengwu_ghr.verify.kept import Pair
 from fengwu_ghr.verify.statistics import hours_text
 
 
+class NothingToVerify(InputError):
+    """No forecast has its truth, yet."""
+
+
 def find_pairs(
     settings: VerifySection, truth: Analyses, forecasts: Mapping[str, Forecasts]
 ) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
-    """What all sources have, and in words what was left out. Raises InputError where nothing is left."""
+    """What all sources have, and in words what was left out. Raises NothingToVerify."""
     forecast, *baselines = forecasts.values()
     starts = [t for t in forecast.initial_times if is_wanted(settings, t)]
     leads = {timedelta(hours=hours) for hours in settings.leads_hours}
@@ -41,7 +45,7 @@ def find_pairs(
             f"the forecast holds initial times {_span(forecast.initial_times)}, none that is asked for with a lead "
             "after 0"
         )
-        raise InputError(f"nothing can be verified: {told}")
+        raise NothingToVerify(f"nothing can be verified: {told}")
     return tuple(kept), tuple(notes)
 
 

@@ -1,0 +1,149 @@
+"""Every day: the newest analysis in, its forecast as Zarr and GRIB, scores of the forecasts that came due, a report.
+
+    python -m pipelines.daily configs/daily_demo.toml [section.key=value ...]
+
+What a timer calls, as often as it likes: what is there is not made again, what was stopped goes on.
+"""
+
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from fengwu_ghr import console
+from fengwu_ghr.catalogue import resolve_model
+from fengwu_ghr.checkpoint import Checkpoint
+from fengwu_ghr.config import (
+    ComputeSection,
+    ForecastSection,
+    Instant,
+    ModelSection,
+    Section,
+    VerifySection,
+    read_settings,
+)
+from fengwu_ghr.errors import InputError
+from fengwu_ghr.forecast import ForecastResult, run_forecast
+from fengwu_ghr.grib.decode import plan_analysis
+from fengwu_ghr.hindcast.season import Season
+from fengwu_ghr.hindcast.settings import DatesSection, HindcastConfig, SeasonInput, SeasonOutput, matching
+from fengwu_ghr.options import exit_code
+from fengwu_ghr.verify.job import Verified, run_verification
+from fengwu_ghr.verify.pairing import NothingToVerify
+from pipelines.arguments import configuration
+
+
+class Newest(Section):
+    """Which analyses are looked for: those of every so many hours (from 00 UTC), so many days back from `until`."""
+
+    every_hours: int = Field(24, gt=0, le=24)
+    look_back_days: int = Field(10, gt=0)
+    until: Instant | None = None
+    """Now, where it is not given."""
+
+    def times(self) -> Iterator[datetime]:
+        """Candidates, the newest first."""
+        until = self.until or datetime.now(UTC).replace(tzinfo=None)
+        midnight = until.replace(hour=0, minute=0, second=0, microsecond=0)
+        step = timedelta(hours=self.every_hours)
+        last = midnight + (until - midnight) // step * step
+        for back in range(int(timedelta(days=self.look_back_days) / step) + 1):
+            yield last - back * step
+
+
+class Settings(Section):
+    """`folder` holds everything: forecasts/TIME.zarr, grib/TIME, scores.
+
+    `input.files` are templates as in a hindcast; one without a time names a file that is replaced every day.
+    """
+
+    folder: Path
+    model: ModelSection
+    input: SeasonInput
+    newest: Newest = Newest()
+    forecast: ForecastSection = ForecastSection()
+    compute: ComputeSection = ComputeSection()
+    verify: VerifySection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _verifies_its_forecasts(cls, tree: Any) -> Any:
+        match tree:
+            case {"verify": {**verify}, "folder": folder}:
+                own = {"forecast": str(Path(folder, "forecasts")), "output": str(Path(folder, "scores"))}
+                return {**tree, "verify": own | verify}
+        return tree
+
+
+def run(path: Path, overrides: list[str]) -> None:
+    """The newest forecast is there, and the scores of all that have a truth."""
+    settings = read_settings(Settings, path, overrides=overrides)
+    result = forecast(settings)
+    console.show_facts("Forecast", [("run store", result.store), ("GRIB", f"{len(result.grib_files)} files")])
+    if settings.verify is not None:
+        verified = verify(settings, settings.verify)
+        if verified is not None:
+            console.show_verified(verified)
+
+
+def forecast(settings: Settings) -> ForecastResult:
+    """That from the newest analysis; where it is complete nothing is computed. Raises InputError without an analysis."""
+    checkpoint = Checkpoint.open(resolve_model(settings.model.name))
+    time = newest_time(settings, checkpoint)
+    stamp = f"{time:%Y%m%d%H}"
+    output = SeasonOutput(
+        zarr=settings.folder / "forecasts" / f"{stamp}.zarr", grib=settings.folder / "grib" / stamp
+    )
+    own = HindcastConfig(
+        model=settings.model,
+        dates=DatesSection(times=(time,)),
+        input=settings.input,
+        output=output,
+        forecast=settings.forecast,
+        compute=settings.compute,
+    )
+    config = Season(own, checkpoint).forecast_config(time)
+    with console.LeadProgress(quiet=False) as progress:
+        progress.note(f"the newest analysis is of {time:%Y-%m-%d %H} UTC")
+        return run_forecast(config, reporter=progress)
+
+
+def newest_time(settings: Settings, checkpoint: Checkpoint) -> datetime:
+    """Of the newest analysis that is there whole. Raises InputError naming what was looked for."""
+    names = settings.input.names
+    if not settings.input.names_times:
+        files = [path for name in settings.input.files for path in matching(name)]
+        if not files:
+            raise InputError(f"there is no {', '.join(settings.input.files)}")
+        return plan_analysis(files, checkpoint.channels.channels).valid_time
+    for time in settings.newest.times():
+        if all(matching(name) for name in names(time, before=time - checkpoint.step)):
+            return time
+    times = list(settings.newest.times())
+    raise InputError(
+        f"no analysis between {times[-1]:%Y-%m-%d %H} and {times[0]:%Y-%m-%d %H} UTC is there, of "
+        f"{', '.join(settings.input.files)}; see to the input, or set newest.look_back_days or newest.until"
+    )
+
+
+def verify(settings: Settings, verification: VerifySection) -> Verified | None:
+    """The scores of all forecasts that have a truth by now; None where none has."""
+    stores = tuple(sorted((settings.folder / "forecasts").glob("*.zarr")))
+    with console.StepProgress(quiet=False) as progress:
+        try:
+            return run_verification(verification.model_copy(update={"forecast": stores}), progress=progress)
+        except NothingToVerify as nothing:
+            progress.note(str(nothing))
+            return None
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code as of the command line."""
+    return exit_code(lambda: run(*configuration("daily", arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
