@@ -90,7 +90,7 @@ def run(path: Path, overrides: list[str]) -> None:
 
 
 def forecast(settings: Settings) -> ForecastResult:
-    """That from the newest analysis; where it is complete nothing is computed. Raises InputError without an analysis."""
+    """That from the newest analysis; a complete one is left alone. Raises InputError without an analysis."""
     checkpoint = Checkpoint.open(resolve_model(settings.model.name))
     time = newest_time(settings, checkpoint)
     stamp = f"{time:%Y%m%d%H}"
@@ -136,7 +136,7 @@ def verify(settings: Settings, verification: VerifySection) -> Verified | None:
         try:
             return run_verification(verification.model_copy(update={"forecast": stores}), progress=progress)
         except NothingToVerify as nothing:
-            progress.note(str(nothing))
+            console.show_facts("Verification", [("not yet", nothing)])
             return None
 
 
