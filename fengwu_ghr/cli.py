@@ -216,6 +216,7 @@ def point(
     variables: Annotated[
         str | None, typer.Option(help="Fields to show; default: those of 2t,msl,10u,10v,z500,t850.")
     ] = None,
+    time: Annotated[str | None, typer.Option(help="Initial time; default: the store's first.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Name of the CSV and PNG; default: beside the store.")
     ] = None,
@@ -230,7 +231,12 @@ def point(
     there = store.resolve()
     stem = output or there.with_name(f"{there.stem}_{latitude:g}_{longitude:g}")
     for path in write_meteogram(
-        store, list_of(variables, str) or None, latitude=latitude, longitude=longitude, stem=stem
+        store,
+        list_of(variables, str) or None,
+        latitude=latitude,
+        longitude=longitude,
+        time=time,
+        stem=stem,
     ):
         console.OUT.print(str(path), markup=False)
 

@@ -316,7 +316,8 @@ def open_run(path: Path, *, chunks: dict[str, int] | None = None) -> xr.Dataset:
     """
     with RunStore.open(path) as store:
         plan, dataset = store.plan, xr.open_zarr(store.path, chunks=chunks or {})
-        rows = [[lead in store.committed(time) for lead in plan.leads] for time in plan.initial_times]
+        there = (set(store.committed(time)) for time in plan.initial_times)
+        rows = [[lead in committed for lead in plan.leads] for committed in there]
     exists = xr.DataArray(np.array(rows), dims=("time", "prediction_timedelta"))
     return dataset if exists.all() else dataset.where(exists)
 

@@ -20,16 +20,24 @@ USUAL = ("2t", "msl", "10u", "10v", "z500", "t850")
 
 
 def write_meteogram(
-    path: Path, names: Sequence[str] | None, *, latitude: float, longitude: float, stem: Path
+    path: Path,
+    names: Sequence[str] | None,
+    *,
+    latitude: float,
+    longitude: float,
+    stem: Path,
+    time: str | None = None,
 ) -> tuple[Path, Path]:
     """Write `stem`.csv and `stem`.png with the fields at a place over the committed leads; returns both paths.
 
-    Fields that the store does not hold are an InputError naming what it holds, a stem without a name a UsageError.
+    Fields and initial times that the store does not hold are an InputError naming what it holds; a stem without a name
+    and a `time` that is none are a UsageError.
     """
     if stem.name in ("", ".."):
         raise UsageError(f"the CSV and the PNG need a name, as berlin or folder/berlin; got {str(stem)!r}")
+    asked = _asked_time(time) if time else None
     with RunStore.open(path) as store:
-        initial_time = store.plan.initial_times[0]
+        initial_time = asked or store.plan.initial_times[0]
         model = model_name(store, initial_time)
         usual = [name for name in USUAL if channel(name) in store.plan.channels]
         channels = [
