@@ -205,7 +205,7 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _verifies_itself(cls, tree: Any) -> Any:
-        tree = _with_own_forecast(tree)
+        tree = with_own_forecast(tree)
         match tree:
             case {"verify": {"online": True, **verify}} if "forecast" not in verify:  # told of [output] alone
                 return {**tree, "verify": {**verify, "online": True, "forecast": ""}}
@@ -270,7 +270,7 @@ def load_verification(
             f"overrides of a verification begin with verify., as verify.grid=1p5; got {stray[0]!r}"
         )
     _override(tree, overrides)
-    return _validated(VerifyConfig, {"verify": _with_own_forecast(tree).get("verify", {})}).verify
+    return _validated(VerifyConfig, {"verify": with_own_forecast(tree).get("verify", {})}).verify
 
 
 def read_settings(kind: type[Settings], path: Path, *, overrides: Sequence[str] = ()) -> Settings:
@@ -280,7 +280,7 @@ def read_settings(kind: type[Settings], path: Path, *, overrides: Sequence[str] 
     return _validated(kind, tree)
 
 
-def _with_own_forecast(tree: Any) -> Any:
+def with_own_forecast(tree: Any) -> Any:
     """A [verify] beside an [output] is of the forecast that is written there, unless it names another."""
     match tree:
         case {"verify": {**verify}, "output": {"zarr": store}} if "forecast" not in verify:

@@ -117,7 +117,8 @@ def lock(path: Path, *, holder: str, shared: bool = False) -> IO[bytes]:
 
     Raises UsageError when another process holds it; `holder` says in the message what that process does.
     """
-    file = open(path, "ab")  # noqa: SIM115  # stays open: it is the lock
+    # For reading too, since NFS gives shared locks to readers only. It stays open: it is the lock.
+    file = open(path, "a+b")  # noqa: SIM115
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,13 +1,14 @@
 """The verbs of many initial times, and of proof: `fengwu-ghr hindcast` and `fengwu-ghr reproduce`."""
 
 from datetime import datetime, timedelta
+from importlib.util import find_spec
 from math import isinf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fengwu_ghr.errors import ConformanceError, SomeFailed, UsageError
+from fengwu_ghr.errors import ConformanceError, FengwuError, SomeFailed, UsageError
 from fengwu_ghr.options import Quiet, Store, Verbose, verb
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def hindcast(
     settings = _settings(config, overrides or [], workers, scheduler)
     if status:
         _show_status(settings)
-    elif dry_run:
+        return
+    _check_dask()
+    if dry_run:
         _show_plan(settings)
     else:
         _run(settings, retry_failed=retry_failed, quiet=quiet)
@@ -123,17 +126,38 @@ def _settings(
 
 def _run(config: "HindcastConfig", *, retry_failed: bool, quiet: bool) -> None:
     from fengwu_ghr import console
-    from fengwu_ghr.hindcast.job import run_hindcast, verify_hindcast
+    from fengwu_ghr.hindcast.job import run_hindcast
 
     with console.StepProgress(quiet=quiet) as progress:
         result = run_hindcast(config, progress=progress, retry_failed=retry_failed)
     _show_result(result)
-    if result.finished or result.before:
+    try:
+        _verify(config, quiet=quiet)
+    except FengwuError as problem:
+        if not result.failed:
+            raise
+        console.show_facts("Verification", [("failed", problem)])
+    _raise_for_failed(result)
+
+
+def _verify(config: "HindcastConfig", *, quiet: bool) -> None:
+    from fengwu_ghr import console
+    from fengwu_ghr.hindcast.job import verify_hindcast
+    from fengwu_ghr.verify.pairing import NothingToVerify
+
+    try:
         with console.StepProgress(quiet=quiet) as progress:
             verified = verify_hindcast(config, progress=progress)
-        if verified is not None:
-            console.show_verified(verified)
-    _raise_for_failed(result)
+    except NothingToVerify as nothing:
+        console.show_facts("Verification", [("not yet", nothing)])
+        return
+    if verified is not None:
+        console.show_verified(verified)
+
+
+def _check_dask() -> None:
+    if find_spec("distributed") is None:
+        raise UsageError("hindcast needs Dask's distributed: pip install 'fengwu_ghr[cluster]'")
 
 
 def _raise_for_failed(result: "HindcastResult") -> None:
@@ -183,8 +207,9 @@ def _show_problems(problems: dict[datetime, str]) -> None:
 def _show_status(config: "HindcastConfig") -> None:
     from fengwu_ghr import console
     from fengwu_ghr.hindcast.ledger import Survey
+    from fengwu_ghr.hindcast.settings import absolute
 
-    found = Survey.of(config)
+    found = Survey.of(absolute(config))
     _show_problems({state.time: state.reason for state in found.failed})
     console.show_facts("Hindcast", [*found.counted(), ("pace", _pace(found)), ("to go", _to_go(found))])
 

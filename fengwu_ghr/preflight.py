@@ -117,7 +117,8 @@ class ForecastPlan:
     def disk_bytes(self) -> int:
         """Of all products and of the two restart slots."""
         values = len(self.channels) * len(self.leads) * self.grid.points
-        grib = GRIB_BYTES_PER_VALUE * values if self.config.output.grib else 0
+        times = len(self.store.initial_times)
+        grib = GRIB_BYTES_PER_VALUE * values * times if self.config.output.grib else 0
         netcdf = self.store.predicted_bytes if self.config.output.netcdf else 0
         rows, columns = self.checkpoint.grid.shape
         restart = 2 * self.checkpoint.history * 4 * rows * columns * len(self.checkpoint.channels)
@@ -158,16 +159,19 @@ def plan_forecast(
     try_encoding: bool = False,
     checkpoint: Checkpoint | None = None,
     season: tuple[datetime, ...] = (),
+    is_here: bool = True,
 ) -> ForecastPlan:
     """The plan of a forecast; `try_encoding` encodes every product once even where no GRIB is asked for.
 
-    A `checkpoint` that is open already is not opened again; `season` are the initial times of its run store.
+    A `checkpoint` that is open already is not opened again; `season` are the initial times of its run store;
+    where the forecast is not computed here, devices are not looked for.
     Raises the error that the forecast would end with, where it can be foreseen.
 
     UsageError for options, InputError for the input, ResourceError for memory, OutputError for the disk,
     ConformanceError for an output that cannot be encoded.
     """
-    check_device(config.compute.device)
+    if is_here:
+        check_device(config.compute.device)
     checkpoint = checkpoint or Checkpoint.open(resolve_model(config.model.name))
     channels = select_channels(checkpoint.channels.channels, config.forecast)
     leads = select_leads(config.forecast, step_hours=checkpoint.card.step_hours)

@@ -52,7 +52,7 @@ def find_attempt(plan: ForecastPlan) -> Attempt:
 def find_attempt_in(store: RunStore, plan: ForecastPlan) -> Attempt:
     """What a store of this plan holds of this forecast. Raises UsageError where that is of another one."""
     recorded = store.provenance(plan.initial_time)
-    if changed := _changes(plan, recorded):
+    if changed := changes(plan, recorded):
         raise UsageError(
             f"{store.path} holds a forecast with another {' and '.join(changed)}; write to another --output, or "
             "replace it with --overwrite"
@@ -86,7 +86,7 @@ def settle_compute(plan: ForecastPlan, attempt: Attempt) -> tuple[Compute, list[
     compute, is_accepted = plan.compute, plan.config.compute.accept_numerics
     if not is_accepted:
         compute = replace(compute, **{name: before[name] for name in REUSED_NUMERICS})
-        _check_budget(plan, compute)
+        check_budget(plan, compute.batch)
     now = numerics(compute)
     changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in before | now if before.get(k) != now.get(k)]
     if changed and not is_accepted:
@@ -99,20 +99,22 @@ def settle_compute(plan: ForecastPlan, attempt: Attempt) -> tuple[Compute, list[
 
 def _is_this_run_unfinished(plan: ForecastPlan) -> bool:
     with RunStore.open(plan.config.output.zarr) as store:
-        if store.plan != plan.store or _changes(plan, store.provenance(plan.initial_time)):
+        if store.plan != plan.store or changes(plan, store.provenance(plan.initial_time)):
             return False
         return store.committed(plan.initial_time) != plan.leads or store.has_restart(plan.initial_time)
 
 
-def _changes(plan: ForecastPlan, recorded: dict[str, Any] | None) -> list[str]:
+def changes(plan: ForecastPlan, recorded: dict[str, Any] | None) -> list[str]:
+    """The parts of its identity in which a forecast differs from what was recorded; none where nothing was."""
     now = identity(plan)
     return [part for part in now if recorded is not None and now[part] != recorded["identity"][part]]
 
 
-def _check_budget(plan: ForecastPlan, compute: Compute) -> None:
-    memory = plan.memory_with(compute.batch)
+def check_budget(plan: ForecastPlan, batch: int) -> None:
+    """Raises ResourceError where so many sub-fields at a time, with which the run was begun, do not fit."""
+    memory = plan.memory_with(batch)
     if memory.peak > memory.budget:
         raise ResourceError(
-            f"the run was begun with {compute.batch} sub-fields at a time, which takes {memory.peak / 2**30:.2f} GiB "
+            f"the run was begun with {batch} sub-fields at a time, which takes {memory.peak / 2**30:.2f} GiB "
             f"of {memory.budget / 2**30:.2f} GiB; raise --memory-budget, or --accept-numerics to go on with fewer"
         )

@@ -187,10 +187,22 @@ class RunStore:
     def release(self, initial_time: datetime) -> None:
         """Other processes may claim the initial time; nothing happens where this one has not."""
         table, held = self._tables.pop(initial_time, None), self._claims.pop(initial_time, ExitStack())
+        self._manifests.pop(initial_time, None)  # a season would fill the memory with them
         with held:
             if table is not None:
+                for key in list(self._arrays):  # a copy: another thread may add to them
+                    if key[0] == table.staging:
+                        del self._arrays[key]
                 with suppress(OSError):  # what is left there is cleared away by whoever writes next
                     remove_tree(table.staging)
+
+    def discard(self, initial_time: datetime) -> None:
+        """Nothing is left of the initial time, as if it had never begun."""
+        table = self._table(initial_time)
+        with writing(self.path):
+            table.manifest.path.unlink(missing_ok=True)
+            self.clear_restart(initial_time)
+            table.clear_uncommitted()
 
     def finish(self, initial_time: datetime, note: str) -> None:
         """The manifest ends with this note: every product of the initial time is there."""

@@ -25,12 +25,13 @@ from fengwu_ghr.config import (
     VerifySection,
     read_settings,
 )
-from fengwu_ghr.errors import InputError
+from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.forecast import ForecastResult, run_forecast
 from fengwu_ghr.grib.decode import plan_analysis
 from fengwu_ghr.hindcast.season import Season
 from fengwu_ghr.hindcast.settings import DatesSection, HindcastConfig, SeasonInput, SeasonOutput, matching
 from fengwu_ghr.options import exit_code
+from fengwu_ghr.store import RunStore
 from fengwu_ghr.verify.job import Verified, run_verification
 from fengwu_ghr.verify.pairing import NothingToVerify
 from pipelines.arguments import configuration
@@ -78,21 +79,44 @@ class Settings(Section):
         return tree
 
 
+def _check_useful(settings: Settings) -> None:
+    """Raises UsageError for keys of others that would do nothing here."""
+    if settings.input.wait_minutes:
+        raise UsageError("the daily job does not wait for input (input.wait_minutes): call it again")
+    if settings.verify is not None and settings.verify.online:
+        raise UsageError("the daily job verifies when the truth has come: leave verify.online out")
+
+
 def run(path: Path, overrides: list[str]) -> None:
     """The newest forecast is there, and the scores of all that have a truth."""
     settings = read_settings(Settings, path, overrides=overrides)
-    result = forecast(settings)
-    console.show_facts("Forecast", [("run store", result.store), ("GRIB", f"{len(result.grib_files)} files")])
+    _check_useful(settings)
+    checkpoint = Checkpoint.open(resolve_model(settings.model.name))
+    newest = newest_time(settings, checkpoint)
+    for time in sorted({*unfinished(settings, newest, checkpoint), newest}):
+        result = forecast(settings, time, checkpoint)
+        facts = [("run store", result.store), ("GRIB", f"{len(result.grib_files)} files")]
+        console.show_facts(f"Forecast from {time:%Y-%m-%d %H} UTC", facts)
     if settings.verify is not None:
         verified = verify(settings, settings.verify)
         if verified is not None:
             console.show_verified(verified)
 
 
-def forecast(settings: Settings) -> ForecastResult:
-    """That from the newest analysis; a complete one is left alone. Raises InputError without an analysis."""
-    checkpoint = Checkpoint.open(resolve_model(settings.model.name))
-    time = newest_time(settings, checkpoint)
+def unfinished(settings: Settings, newest: datetime, checkpoint: Checkpoint) -> Iterator[datetime]:
+    """Forecasts of the last days that were stopped, and whose input is still there."""
+    for path in (settings.folder / "forecasts").glob("*.zarr"):
+        with RunStore.open(path) as store:
+            (time,), leads = store.plan.initial_times, store.plan.leads
+            is_complete = store.committed(time) == leads
+        is_recent = newest - time <= timedelta(days=settings.newest.look_back_days)
+        names = settings.input.names(time, before=time - checkpoint.step)
+        if not is_complete and is_recent and settings.input.names_times and all(map(matching, names)):
+            yield time
+
+
+def forecast(settings: Settings, time: datetime, checkpoint: Checkpoint) -> ForecastResult:
+    """That from this analysis; nothing is computed where it is complete."""
     stamp = f"{time:%Y%m%d%H}"
     output = SeasonOutput(
         zarr=settings.folder / "forecasts" / f"{stamp}.zarr", grib=settings.folder / "grib" / stamp
@@ -107,7 +131,6 @@ def forecast(settings: Settings) -> ForecastResult:
     )
     config = Season(own, checkpoint).forecast_config(time)
     with console.LeadProgress(quiet=False) as progress:
-        progress.note(f"the newest analysis is of {time:%Y-%m-%d %H} UTC")
         return run_forecast(config, reporter=progress)
 
 

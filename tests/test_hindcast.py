@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import seasons
+import torch
 import xarray as xr
 
+from fengwu_ghr.checkpoint import Checkpoint, load_model, save
 from fengwu_ghr.store import RunStore
 from fengwu_ghr.synthetic import write_synthetic_analysis
 
@@ -299,10 +301,61 @@ def test_scores_while_computing_are_those_of_afterwards(analyses: Path, tmp_path
             "channels": ["2t", "z500"],
             "grid": "truth",
         }
-        tree = seasons.season(analyses, folder, 2, verify=scores, output={"grib": str(folder / "grib")})
+        tree = seasons.season(analyses, folder, DATES, verify=scores, cluster={"workers": 1})
         done = seasons.run(seasons.write_toml(folder / "season.toml", tree))
         assert "scores.zarr" in done.stdout
         with xr.open_zarr(folder / "scores" / "scores.zarr") as dataset:
             found[online] = dataset["rmse"].load()
     np.testing.assert_array_equal(found[True].values, found[False].values)
     assert np.isfinite(found[True].values).any()
+
+
+def test_status_knows_what_finished_with_relative_paths(
+    analyses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what has no truth is forecast all the same."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(analyses, "in")
+    scores = {"truth": "in", "output": "scores", "online": True, "grid": "truth", "channels": ["2t", "z500"]}
+    files = {"files": ["in/{time:%Y%m%d%H}.grib2"]}
+    output = {"zarr": "season.zarr", "grib": "grib"}
+    tree = seasons.season(analyses, tmp_path, DATES, verify=scores, input=files, output=output)
+    config = seasons.write_toml(tmp_path / "season.toml", tree)
+    done = seasons.run(config)
+    assert "3 of 3, 3 now" in done.stdout  # the last one has no truth at all
+    said = seasons.run(config, "--status").stdout.split()
+    assert said[said.index("finished") + 1] == "3"
+    assert "3 of 3, 0 now" in seasons.run(config).stdout
+
+
+@pytest.fixture
+def exploding(tmp_path: Path) -> Path:
+    """A model whose forecasts end beyond all numbers."""
+    create = [sys.executable, "-m", "fengwu_ghr.cli", "models", "create", "ghr-tiny-1p8", "--output"]
+    subprocess.run([*create, str(tmp_path / "sane")], check=True, capture_output=True)
+    sane = Checkpoint.open(tmp_path / "sane")
+    model = load_model(sane)
+    with torch.no_grad():
+        model.backbone.decoder.deconvolution.weight.mul_(1e37)
+    save(tmp_path / "exploding", model, card=sane.card)
+    return tmp_path / "exploding"
+
+
+def test_a_forecast_beyond_numbers_is_recorded_and_its_input_may_be_replaced(
+    analyses: Path, exploding: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "analyses"
+    shutil.copytree(analyses, own)
+    tree = seasons.season(own, tmp_path, 1, model={"name": str(exploding)}, cluster={"workers": 1})
+    config = seasons.write_toml(tmp_path / "season.toml", tree)
+    for more in ((), ("--retry-failed",)):
+        done = seasons.run(config, *more, check=False)
+        assert done.returncode == 7, done.stderr
+        assert "not finite" in done.stdout
+        assert "1 of 1 initial times are not there" in done.stderr
+        path = own / f"{seasons.FIRST:%Y%m%d%H}.grib2"
+        path.write_bytes(2 * path.read_bytes())  # other bytes, the same fields twice
+    entries = (tmp_path / "season.zarr" / "_journal").glob("*.jsonl")
+    assert [json.loads(line)["kind"] for file in entries for line in file.read_text().splitlines()] == [
+        "began", "failed", "began", "failed",
+    ]  # fmt: skip

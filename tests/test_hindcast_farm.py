@@ -86,7 +86,11 @@ def test_jobs_of_slurm_ask_for_what_the_configuration_says() -> None:
         script = cluster.job_script()
     for line in ("#SBATCH -p gpu", "#SBATCH -A weather", "#SBATCH --cpus-per-task=16", "#SBATCH -t 02:00:00"):
         assert line in script
-    assert script.rstrip().endswith("--nthreads 2 --resources=GPU=1") or "--resources=GPU=1" in script
+    worker = script.splitlines()[-1]
+    assert "--nworkers" not in worker  # a job is a worker
+    assert worker.index("--nthreads 16") < worker.index(
+        "--nthreads 2 --resources=GPU=1"
+    )  # the last one counts
 
 
 def test_options_that_slurm_does_not_know_are_an_error() -> None:

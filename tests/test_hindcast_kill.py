@@ -31,7 +31,9 @@ class Cluster:
             self.close()
             self.file.unlink(missing_ok=True)
             self.scheduler = self._start("scheduler", "--port", "0", "--dashboard-address", ":0")
+        deadline = time.monotonic() + 60
         while not self.file.exists():
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         self.workers = [worker for worker in self.workers if worker.poll() is None]
         while len(self.workers) < 2:
@@ -126,8 +128,8 @@ def test_killed_at_any_moment_equals_uninterrupted(
         if role == "worker" and done == kills:
             client.kill()
         _, errors = client.communicate()
-        if role == "scheduler":
-            assert client.returncode in (0, 75), errors.decode()
+        if role == "worker" and done < kills:
+            assert client.returncode == 0, errors.decode()
         if client.returncode == 0:
             finished.append(folder)
             folder = tmp_path / f"season{len(finished)}"

@@ -1,17 +1,24 @@
 """The settings of a hindcast: dates, templates of input, what is refused and how."""
 
+import os
+from collections import deque
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import seasons
+from distributed import Worker
 from pydantic import ValidationError
 
 from fengwu_ghr.config import read_settings
 from fengwu_ghr.errors import InputError, UsageError
+from fengwu_ghr.hindcast.cluster import Host, Prepare, this_machine, visible_gpus
+from fengwu_ghr.hindcast.job import LateInput
 from fengwu_ghr.hindcast.season import Season
 from fengwu_ghr.hindcast.settings import DatesSection, HindcastConfig, SeasonInput, absolute
+from fengwu_ghr.preflight import ForecastPlan
 
 
 def config(tmp_path: Path, **sections: dict[str, Any]) -> HindcastConfig:
@@ -133,3 +140,53 @@ def test_every_key_is_shown_in_the_example() -> None:
 def test_an_untrained_name_that_is_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="ghr-nothing"):
         Season.of(config(tmp_path, model={"name": "ghr-nothing"}))
+
+
+def test_late_input_is_taken_out_and_given_back_and_waited_for_no_longer_than_asked(tmp_path: Path) -> None:
+    files = {"files": [f"{tmp_path}/{{time:%Y%m%d%H}}.grib2"], "wait_minutes": 2}
+    season = Season.of(HindcastConfig.model_validate(seasons.season(tmp_path, tmp_path, 3, input=files)))
+    first, second, third = season.times
+    (tmp_path / f"{first:%Y%m%d%H}.grib2").touch()
+    now = [0.0]
+    waiting = deque(season.times)
+    late = LateInput(season, waiting, now=lambda: now[0])
+    assert list(waiting) == [first]
+    assert set(late.absent) == {second, third}
+    late.look(is_idle=False)
+    now[0] = 1000.0
+    assert late.may_come  # as long as there is something else to do
+    late.look(is_idle=True)
+    (tmp_path / f"{third:%Y%m%d%H}.grib2").touch()
+    late.look(is_idle=True)
+    assert list(waiting) == [first, third]
+    late.look(is_idle=True)
+    now[0] += 119
+    assert late.may_come
+    now[0] += 2
+    assert not late.may_come
+    assert set(late.absent) == {second}
+
+
+def test_workers_share_what_their_machine_has(tmp_path: Path) -> None:
+    assert (Host(3, 8, 30 * 2**30).threads, Host(9, 8, 2**30).threads) == (2, 1)
+    assert Host(2, 8, 20 * 2**30).memory_budget == 8 * 2**30
+    asked = config(tmp_path, cluster={"workers": 5})
+    sample = create_autospec(ForecastPlan, instance=True)
+    sample.memory_with.return_value.peak = 2**50  # far too much for two
+    assert this_machine(asked, sample).workers == 5
+    assert (
+        this_machine(
+            config(tmp_path, cluster={"workers": 0}, compute={"memory_budget": None}), sample
+        ).workers
+        == 1
+    )
+
+
+def test_gpus_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    assert visible_gpus() == ["2", "5"]
+    worker = create_autospec(Worker, instance=True)
+    worker.name = 3
+    monkeypatch.setattr("fengwu_ghr.hindcast.cluster.signal.signal", lambda *_: None)
+    Prepare(visible_gpus()).setup(worker)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"

@@ -4,8 +4,7 @@ import logging
 import os
 import signal
 import socket
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import signature
@@ -25,6 +24,7 @@ TURNS = 2
 GPU = "GPU"
 CONNECT = "20s"
 START_SECONDS = 120
+NOTE_SECONDS = 60
 _SETTINGS = {
     # A worker that dies takes at most the initial time it computes with it, and the farm counts how often.
     "distributed.scheduler.allowed-failures": 0,
@@ -60,13 +60,13 @@ class Prepare(WorkerPlugin):
 
     name = "fengwu-ghr-hindcast"
 
-    def __init__(self, gpus: int) -> None:
+    def __init__(self, gpus: list[str]) -> None:
         self.gpus = gpus
 
     def setup(self, worker: Worker) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self.gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(int(worker.name) % self.gpus)
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[int(worker.name) % len(self.gpus)]
 
 
 def this_machine(config: HindcastConfig, sample: ForecastPlan) -> Host:
@@ -80,6 +80,12 @@ def this_machine(config: HindcastConfig, sample: ForecastPlan) -> Host:
     return Host(max(1, min(cores // max(1, config.compute.threads), fitting)), cores, memory)
 
 
+def visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names those that this process may use."""
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named or [str(number) for number in range(gpu_count())]
+
+
 def resources(config: HindcastConfig) -> dict[str, float]:
     """What an initial time takes of a worker, so that a GPU has as many as it has turns."""
     return {GPU: 1 / TURNS} if config.compute.device == "cuda" else {}
@@ -89,7 +95,7 @@ def resources(config: HindcastConfig) -> dict[str, float]:
 def open_client(config: HindcastConfig, host: Host) -> Iterator[Client]:
     """A client of the workers that the configuration asks for; what was started here ends with it.
 
-    Raises UsageError where there is no scheduler, no batch system, or no worker comes.
+    Raises UsageError where there is no scheduler or no dask-jobqueue, ResourceError where this machine's do not start.
     """
     logging.getLogger("distributed").setLevel(logging.WARNING)
     with ExitStack() as opened:
@@ -101,22 +107,34 @@ def open_client(config: HindcastConfig, host: Host) -> Iterator[Client]:
         cluster = opened.enter_context(start(config, host))
         client = opened.enter_context(Client(cluster))
         if config.cluster.kind == "local":
-            gpus = host.workers if config.compute.device == "cuda" else 0
-            client.register_plugin(Prepare(gpus))
+            client.register_plugin(Prepare(visible_gpus() if config.compute.device == "cuda" else []))
             _wait_for_workers(client, host.workers)
         yield client
 
 
-def hosts(client: Client) -> list[Host]:
-    """The machines of the workers that are there."""
+def hosts(client: Client, tell: Callable[[str], None]) -> list[Host]:
+    """The machines of the workers that are there; the first one is waited for."""
+    while not client.scheduler_info(n_workers=-1)["workers"]:
+        try:
+            client.wait_for_workers(1, timeout=NOTE_SECONDS)
+        except TimeoutError:
+            tell("no worker is there yet; waiting for one (Ctrl-C stops)")
     found = client.run(_facts)
-    counts = Counter(name for name, _, _ in found.values())
-    machines = {name: (cores, memory) for name, cores, memory in found.values()}
-    return [Host(counts[name], *machines[name]) for name in counts]
+    by_name: dict[str, list[tuple[int, int, int]]] = {}
+    for name, *facts in found.values():
+        by_name.setdefault(name, []).append(tuple(facts))
+    return [_host(facts) for facts in by_name.values()]
 
 
-def _facts() -> tuple[str, int, int]:
-    return socket.gethostname(), usable_cores(), available_memory()
+def _host(facts: Sequence[tuple[int, int, int]]) -> Host:
+    """Of the cores, the free memory and the limit (0: none) that each of its workers tells."""
+    cores, free, limit = (min(values) for values in zip(*facts))
+    return Host(len(facts), cores, min(free, limit * len(facts)) if limit else free)
+
+
+def _facts(dask_worker: Worker) -> tuple[str, int, int, int]:
+    limit = dask_worker.memory_manager.memory_limit
+    return socket.gethostname(), usable_cores(), available_memory(), limit or 0
 
 
 def _existing(address: str) -> Client:
@@ -153,7 +171,7 @@ def batch_cluster(section: ClusterSection, offered: Mapping[str, float]) -> Any:
             f"cluster.kind {section.kind} needs dask-jobqueue: pip install 'fengwu_ghr[cluster]'"
         ) from None
     kind = {"slurm": SLURMCluster, "pbs": PBSCluster}[section.kind]
-    options = dict(section.job)
+    options = {"processes": 1, **section.job}  # a job is a worker: it is counted so, and has a GPU to itself
     more = ["--nthreads", str(TURNS), *(f"--resources={name}={count:g}" for name, count in offered.items())]
     options["worker_extra_args"] = [*options.get("worker_extra_args", ()), *more]
     known = {name for made in (kind, *kind.job_cls.__mro__) for name in signature(made.__init__).parameters}

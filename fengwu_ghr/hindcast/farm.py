@@ -27,7 +27,8 @@ STRIKES = 3
 """So often may a worker die or hang over an initial time before that one is given up."""
 LOOK_SECONDS = 1.0
 RESULT_SECONDS = 30
-ACTIVE = ("reading", "computing")
+SILENT_SECONDS = 60
+ACTIVE = ("opening", "reading", "computing")
 """Stages in which an initial time can be why its worker dies or hangs; `ready` it waits for its turn."""
 
 
@@ -45,6 +46,9 @@ class ForecastWork:
 
     config: str
     batch: int
+    model: str
+    """The digest of the model that all workers must have."""
+    replaces: bool = False
 
     def __call__(self, time: datetime, topic: str) -> Outcome:
         worker = get_worker()
@@ -52,6 +56,7 @@ class ForecastWork:
         def tell(what: Mapping[str, Any]) -> None:
             worker.log_event(topic, {"time": time.isoformat(), "worker": worker.address, **what})
 
+        tell({"stage": "opening"})
         with _OPENING:
             opened = _worker_of(self)
         return opened.forecast(time, tell)
@@ -62,7 +67,8 @@ _OPENING = Lock()
 
 @lru_cache(maxsize=1)
 def _worker_of(work: ForecastWork) -> DateWorker:
-    return DateWorker.of(HindcastConfig.model_validate_json(work.config), batch=work.batch)
+    config = HindcastConfig.model_validate_json(work.config)
+    return DateWorker.of(config, batch=work.batch, model=work.model, replaces=work.replaces)
 
 
 @dataclass
@@ -91,7 +97,7 @@ class Farm:
         self._strikes: Counter[datetime] = Counter()
         self._suspects: deque[datetime] = deque()
         self._last_heard: dict[str, float] = {}
-        self._workers, self._counted = 0, -LOOK_SECONDS
+        self._workers, self._counted, self._heard_last = 0, -LOOK_SECONDS, monotonic()
         self.client.subscribe_topic(self.topic, lambda event: self._heard.put(("event", event[1])))
 
     @property
@@ -142,7 +148,9 @@ class Farm:
             kind, what = self._heard.get(timeout=LOOK_SECONDS)
         except Empty:
             self._check_scheduler()
+            self._wonder()
             return None
+        self._heard_last = monotonic()
         if kind == "event":
             self._note(what)
             return None
@@ -152,6 +160,12 @@ class Farm:
             return None  # it was taken from its worker meanwhile
         del self._turns[time]
         return self._ended(time, turn, waiting)
+
+    def _wonder(self) -> None:
+        """Somebody who waits is told why nothing happens."""
+        if self._turns and not self._workers and monotonic() - self._heard_last > SILENT_SECONDS:
+            self._heard_last = monotonic()
+            LOG.warning("no worker is there; initial times wait for one (Ctrl-C stops)")
 
     def _note(self, what: Mapping[str, Any]) -> None:
         self._last_heard[what["worker"]] = monotonic()
@@ -169,7 +183,11 @@ class Farm:
                 waiting.appendleft(time)
                 return None
         if turn.future.status in ("cancelled", "lost"):
-            self._check_scheduler(is_lost=True)
+            self._check_scheduler(is_cancelled=turn.future.status == "cancelled")
+            waiting.appendleft(
+                time
+            )  # its worker died before the result was fetched: what is finished is found so
+            return None
         error = turn.future.exception()
         if not isinstance(error, KilledWorker):
             raise (
@@ -207,10 +225,15 @@ class Farm:
                 outcome = self._struck(time, turn, waiting, f"nothing was heard of it for {minutes:.3g} min")
                 if outcome is not None:
                     yield outcome
-        self.client.restart_workers([address], timeout=60, raise_for_error=False)
+        try:
+            self.client.restart_workers([address], timeout=60, raise_for_error=False)
+        except (ValueError, KeyError):  # it has no nanny, or is gone
+            LOG.warning(
+                "worker %s cannot be started again from here; its initial times go to others", address
+            )
 
-    def _check_scheduler(self, *, is_lost: bool = False) -> None:
-        if is_lost or self.client.status != "running":
+    def _check_scheduler(self, *, is_cancelled: bool = False) -> None:
+        if is_cancelled or self.client.status != "running":
             raise Interrupted(
                 "the Dask scheduler is gone; what is committed stands, run the same command again to resume"
             )

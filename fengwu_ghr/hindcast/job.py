@@ -2,13 +2,14 @@
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
+from typing import Any
 
 from fengwu_ghr.durable import lock
 from fengwu_ghr.errors import FengwuError, InputError, UsageError
@@ -21,16 +22,19 @@ from fengwu_ghr.hindcast.settings import HindcastConfig, absolute
 from fengwu_ghr.hindcast.task import CLIENT_LOCK, Outcome
 from fengwu_ghr.preflight import ForecastPlan
 from fengwu_ghr.progress import Progress
-from fengwu_ghr.resume import Attempt
+from fengwu_ghr.resume import Attempt, check_budget
 from fengwu_ghr.skeleton import check_resumable, read_attribute
 from fengwu_ghr.store import RunStore
-from fengwu_ghr.target import is_occupied, is_store
+from fengwu_ghr.target import LOCK, is_occupied, is_store
 from fengwu_ghr.verify.job import Verified, run_on_sums, run_verification
+from fengwu_ghr.verify.kept import KeptSums
+from fengwu_ghr.verify.pairing import NothingToVerify
 
 LOG = logging.getLogger("fengwu_ghr")
 
 RECORD = "hindcast"
 """The attribute of the store that says how all initial times are computed."""
+_BUSY = "another hindcast command is at work on {} (--status shows how far it is)"
 TRIED = 10
 """So many initial times are looked at for one that can be planned."""
 
@@ -62,7 +66,8 @@ def run_hindcast(config: HindcastConfig, *, progress: Progress, retry_failed: bo
     result = HindcastResult(season.config.output.zarr, len(season.times))
     waiting = deque(_due(season, result, retry_failed=retry_failed))
     if waiting:
-        _compute(season, waiting, result, progress)
+        _check_alone(season.config.output.zarr)  # before workers are started, or jobs submitted
+        _compute(season, waiting, result, progress, retry_failed=retry_failed)
     result.seconds = perf_counter() - start
     return result
 
@@ -117,7 +122,7 @@ def plan_hindcast(config: HindcastConfig) -> list[tuple[str, object]]:
 
 
 def _cost(season: Season, due: Sequence[datetime]) -> list[tuple[str, object]]:
-    sample = sample_plan(season, due)
+    sample = sample_plan(season, due, waits=False)
     notes = _verification_notes(sample)
     machine = this_machine(season.config, sample)
     settled = settle(season, sample, [machine])
@@ -127,21 +132,30 @@ def _cost(season: Season, due: Sequence[datetime]) -> list[tuple[str, object]]:
     return [
         ("workers", f"{machine.workers} like this machine's, {plan.threads} threads each"),
         ("memory", f"{plan.memory.peak / 2**30:.2f} of {plan.memory.budget / 2**30:.2f} GiB a worker"),
+        ("disk", f"about {plan.disk_bytes / 1e9:.3g} GB in all, with GRIB and a restart state"),
         ("time", f"about {seconds:.3g} s an initial time, {hours:.3g} h for the {len(due)} to do"),
         *(("verification", note) for note in notes),
     ]
 
 
-def _compute(season: Season, waiting: deque[datetime], result: HindcastResult, progress: Progress) -> None:
-    sample = sample_plan(season, waiting)
+def _compute(
+    season: Season,
+    waiting: deque[datetime],
+    result: HindcastResult,
+    progress: Progress,
+    *,
+    retry_failed: bool,
+) -> None:
+    sample = sample_plan(season, waiting, waits=True)
     for note in _verification_notes(sample):
         progress.note(f"verification: {note}")
     machine = this_machine(season.config, sample)
     with open_client(season.config, machine) as client:
         progress.note(f"Dask dashboard: {client.dashboard_link}")
-        settled = settle(season, sample, hosts(client) or [machine])
+        settled = settle(season, sample, hosts(client, progress.note))
         with _sole_command(settled) as ledger:
-            work = ForecastWork(settled.season.config.model_dump_json(), settled.batch)
+            told, model = settled.season.config.model_dump_json(), season.checkpoint.digest
+            work = ForecastWork(told, settled.batch, model, replaces=retry_failed)
             stall = 60 * season.config.cluster.stall_minutes
             farm = Farm(client, work, stall, resources(season.config))
             _listen(settled.season, farm, waiting, result, ledger, progress)
@@ -149,23 +163,28 @@ def _compute(season: Season, waiting: deque[datetime], result: HindcastResult, p
 
 def _verification_notes(sample: ForecastPlan) -> list[str]:
     """What will be left out of the scores. Raises what would fail for all initial times."""
-    with online_verification(sample, Attempt(None, frozenset())) as watch:
-        return list(watch.notes) if watch else []
+    try:
+        with online_verification(sample, Attempt(None, frozenset())) as watch:
+            return list(watch.notes) if watch else []
+    except NothingToVerify as nothing:
+        return [
+            f"{nothing} (from {sample.initial_time:%Y-%m-%d %H}; such initial times are forecast without scores)"
+        ]
 
 
-def sample_plan(season: Season, times: Sequence[datetime] | deque[datetime]) -> ForecastPlan:
-    """The plan of one of these forecasts, once the input of any is there.
+def sample_plan(season: Season, times: Sequence[datetime] | deque[datetime], *, waits: bool) -> ForecastPlan:
+    """The plan of one of these forecasts; once the input of any is there, where one `waits` for it.
 
     Raises the error of the first where none of several can be planned, InputError where the input does not come.
     """
-    patience = monotonic() + 60 * season.config.input.wait_minutes
+    patience = monotonic() + 60 * season.config.input.wait_minutes * waits
     while monotonic() < patience and all(season.missing_inputs(time) for time in times):
         sleep(LOOK_SECONDS)
     problem: FengwuError | None = None
     there = (time for time in times if not season.missing_inputs(time))
     for time in islice(there, TRIED):
         try:
-            return season.plan(time)
+            return season.plan(time, is_here=season.config.is_computed_here)
         except InputError as error:
             problem = problem or error
     raise problem or InputError(
@@ -183,24 +202,38 @@ class Settled:
 
 
 def settle(season: Season, sample: ForecastPlan, machines: Sequence[Host]) -> Settled:
-    """What the store has recorded; where it is new, what suits the smallest of these machines."""
+    """What the store has recorded; where it is new, what suits the smallest of these machines.
+
+    Raises UsageError where other numerics are asked for than were recorded, ResourceError where those do not fit.
+    """
     compute, path = season.config.compute, season.config.output.zarr
     budget = compute.memory_budget or min(machine.memory_budget for machine in machines)
-    if is_store(path):
-        recorded = read_attribute(path, RECORD)["compute"]
-        asked = compute.threads or recorded["threads"]
-        differing = {"threads": asked, "device": compute.device, "precision": compute.precision}
-        if changed := [f"{k}: {recorded[k]} -> {v}" for k, v in differing.items() if recorded[k] != v]:
-            raise UsageError(
-                f"{path} was planned with other numerics ({'; '.join(changed)}), so that its forecasts would differ; "
-                "take those, or write to another output.zarr"
-            )
-        return Settled(
-            season.with_compute(threads=recorded["threads"], memory_budget=budget), recorded["batch"]
-        )
     threads = compute.threads or min(machine.threads for machine in machines)
+    recorded = read_attribute(path, RECORD)["compute"] if is_store(path) else None
+    if recorded is not None:
+        _check_numerics(season, recorded)
+        threads = compute.threads or recorded["threads"]
     fixed = season.with_compute(threads=threads, memory_budget=budget)
-    return Settled(fixed, fixed.plan(sample.initial_time).memory.batch)
+    plan = fixed.plan(sample.initial_time, is_here=season.config.is_computed_here)
+    if recorded is None:
+        return Settled(fixed, plan.memory.batch)
+    check_budget(plan, recorded["batch"])
+    return Settled(fixed, recorded["batch"])
+
+
+def _check_numerics(season: Season, recorded: Mapping[str, Any]) -> None:
+    compute = season.config.compute
+    asked = {
+        "threads": compute.threads or recorded["threads"],
+        "device": compute.device,
+        "precision": compute.precision,
+    }
+    changed = [f"{k}: {recorded[k]} -> {v}" for k, v in asked.items() if recorded[k] != v]
+    if changed and not compute.accept_numerics:
+        raise UsageError(
+            f"{season.config.output.zarr} was planned with other numerics ({'; '.join(changed)}), so that its "
+            "forecasts would differ; take those, set compute.accept_numerics, or write to another output.zarr"
+        )
 
 
 @contextmanager
@@ -208,9 +241,17 @@ def _sole_command(settled: Settled) -> Iterator[Ledger]:
     """The store is there, and no other command hands out its initial times."""
     season, path = settled.season, settled.season.config.output.zarr
     _make_store(settled)
-    busy = f"another hindcast command is at work on {path} (--status shows how far it is)"
-    with closing(lock(path / CLIENT_LOCK, holder=busy)), RunStore.open(path) as store:
-        yield Ledger(store, season.config.wanted)
+    replacing = f"another process is replacing {path}"
+    with ExitStack() as held:
+        held.enter_context(lock(path / LOCK, holder=replacing, shared=True))
+        held.enter_context(lock(path / CLIENT_LOCK, holder=_BUSY.format(path)))
+        yield Ledger(held.enter_context(RunStore.open(path)), season.config.wanted)
+
+
+def _check_alone(path: Path) -> None:
+    """Raises UsageError where another command works on the store."""
+    if is_store(path):
+        lock(path / CLIENT_LOCK, holder=_BUSY.format(path)).close()
 
 
 def _make_store(settled: Settled) -> None:
@@ -224,7 +265,6 @@ def _make_store(settled: Settled) -> None:
             "threads": compute.threads,
             "batch": settled.batch,
         },
-        "input": list(season.config.input.files),
     }
     attributes = {
         "title": f"{card.name} forecasts",
@@ -305,10 +345,15 @@ class LateInput:
 
 
 def verify_hindcast(config: HindcastConfig, *, progress: Progress) -> Verified | None:
-    """The scores of what is finished so far; None where no verification is asked for. Raises those of `verify.job`."""
+    """The scores of what is finished so far; None where no verification is asked for.
+
+    Raises NothingToVerify where nothing has a truth yet, and the errors of `verify.job`.
+    """
     settings = absolute(config).verify
     if settings is None:
         return None
-    if settings.online:
-        return run_on_sums([settings.output], settings.output)
-    return run_verification(settings, progress=progress)
+    if not settings.online:
+        return run_verification(settings, progress=progress)
+    if not KeptSums(settings.output).pairs:
+        raise NothingToVerify("no initial time that is finished had its truth")
+    return run_on_sums([settings.output], settings.output)

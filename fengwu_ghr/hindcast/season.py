@@ -82,12 +82,13 @@ class Season:
             }
         )
 
-    def plan(self, time: datetime, *, batch: int | None = None) -> ForecastPlan:
-        """What is computed from this initial time, with so many sub-fields at a time.
+    def plan(self, time: datetime, *, batch: int | None = None, is_here: bool = True) -> ForecastPlan:
+        """What is computed from this initial time, with so many sub-fields at a time; here, or on another machine.
 
         Raises the errors of `plan_forecast`.
         """
-        found = plan_forecast(self.forecast_config(time), checkpoint=self.checkpoint, season=self.times)
+        config = self.forecast_config(time)
+        found = plan_forecast(config, checkpoint=self.checkpoint, season=self.times, is_here=is_here)
         return found if batch is None else replace(found, memory=found.memory_with(batch))
 
     def with_compute(self, **changes: Any) -> "Season":

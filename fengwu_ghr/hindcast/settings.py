@@ -17,6 +17,7 @@ from fengwu_ghr.config import (
     ModelSection,
     Section,
     VerifySection,
+    with_own_forecast,
 )
 
 FIELDS = ("time", "before")
@@ -112,6 +113,8 @@ class ClusterSection(Section):
             raise ValueError("scheduler names a cluster that is there; leave kind out")
         if self.job and self.kind == "local":
             raise ValueError("job has options of slurm and pbs; name the kind")
+        if self.scheduler and self.workers:
+            raise ValueError("the workers of a scheduler are its own; leave workers out")
         if self.kind != "local" and not self.workers:
             raise ValueError(f"say how many workers {self.kind} is to start")
         return self
@@ -132,10 +135,7 @@ class HindcastConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _verifies_itself(cls, tree: Any) -> Any:
-        match tree:
-            case {"verify": {**verify}, "output": {"zarr": store}} if "forecast" not in verify:
-                return {**tree, "verify": {**verify, "forecast": store}}
-        return tree
+        return with_own_forecast(tree)
 
     @model_validator(mode="after")
     def _verifies_nothing_else(self) -> "HindcastConfig":
@@ -144,18 +144,23 @@ class HindcastConfig(Section):
         return self
 
     @property
+    def is_computed_here(self) -> bool:
+        """Whether the workers are this machine's."""
+        return self.cluster.kind == "local" and not self.cluster.scheduler
+
+    @property
     def online(self) -> VerifySection | None:
         """What scores the leads while they are computed; None where nothing does."""
         return self.verify if self.verify is not None and self.verify.online else None
 
     @property
     def wanted(self) -> str:
-        """What must be there beside the leads for an initial time to be finished, as a short text."""
+        """What must be there beside the leads for an initial time to be finished, as a short text.
+
+        Names alone: the same season may be looked at from another machine, where paths begin otherwise.
+        """
         grib, online = self.output.grib, self.online
-        parts = {
-            "grib": str(grib.absolute()) if grib else None,
-            "verify": online.model_dump(mode="json", exclude={"workers", "scheduler"}) if online else None,
-        }
+        parts = {"grib": grib.name if grib else None, "scores": online.output.name if online else None}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -7,22 +7,26 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from threading import Lock
 from time import monotonic, perf_counter, sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fengwu_ghr.durable import is_locked
 from fengwu_ghr.engine.torch_engine import Compute, TorchStepper
-from fengwu_ghr.errors import FengwuError, OutputError, ResourceError, UsageError
+from fengwu_ghr.errors import FengwuError, InputError, OutputError, ResourceError, UsageError
 from fengwu_ghr.forecast import ForecastRun, is_due, online_verification, prepare
 from fengwu_ghr.hindcast.ledger import Ledger
 from fengwu_ghr.hindcast.season import Season
 from fengwu_ghr.hindcast.settings import HindcastConfig
 from fengwu_ghr.preflight import ForecastPlan
-from fengwu_ghr.resume import find_attempt_in
+from fengwu_ghr.resume import Attempt, changes, find_attempt_in
 from fengwu_ghr.store import RunStore
+from fengwu_ghr.verify.pairing import NothingToVerify
+
+if TYPE_CHECKING:
+    from fengwu_ghr.verify.online import OnlineVerification
 
 LOG = logging.getLogger("fengwu_ghr")
 
@@ -65,6 +69,8 @@ class Worker:
     batch: int
     store: RunStore
     claim_patience: float
+    replaces: bool = False
+    """Whether what a failed attempt left is discarded where it began with other input."""
 
     def __post_init__(self) -> None:
         self._reading, self._computing = Lock(), Lock()
@@ -73,16 +79,22 @@ class Worker:
         self.ledger = Ledger(self.store, self.season.config.wanted)
 
     @classmethod
-    def of(cls, config: HindcastConfig, *, batch: int) -> "Worker":
-        """Raises UsageError where this machine does not see the locks of others."""
+    def of(cls, config: HindcastConfig, *, batch: int, model: str, replaces: bool) -> "Worker":
+        """Raises UsageError where this machine does not see the locks of others, or has another model of this name."""
         if not is_locked(config.output.zarr / CLIENT_LOCK):
             raise UsageError(
                 f"a worker does not see the lock on {config.output.zarr}: its file system does not carry locks from "
                 "one machine to another, and two workers could write one initial time; use one that does (NFS 4, "
                 "GPFS, Lustre mounted with -o flock), or workers on one machine"
             )
+        season = Season.of(config)
+        if season.checkpoint.digest != model:
+            raise UsageError(
+                f"a worker has another model at {season.checkpoint.folder} ({season.checkpoint.digest[:12]}, not "
+                f"{model[:12]}); give all machines the same, and start the workers again"
+            )
         store = RunStore.open(config.output.zarr)
-        return cls(Season.of(config), batch, store, claim_patience=60 * config.cluster.stall_minutes)
+        return cls(season, batch, store, 60 * config.cluster.stall_minutes, replaces)
 
     def forecast(self, time: datetime, tell: Tell) -> Outcome:
         """The initial time is finished, or has failed and the ledger says why.
@@ -92,7 +104,10 @@ class Worker:
         with ExitStack() as claim:
             try:
                 claim.enter_context(_claimed(self.store, time, patience=self.claim_patience))
-            except UsageError as error:
+            except UsageError as error:  # another process is at it: no failure of the initial time
+                return Outcome(time, False, str(error))
+            except InputError as error:  # its manifest is damaged
+                self.ledger.failed(time, error.exit_code, str(error))
                 return Outcome(time, False, str(error))
             if self.store.finished(time) == self.season.config.wanted:
                 return Outcome(time, True)
@@ -120,8 +135,11 @@ class Worker:
         begun = perf_counter()
         tell({"stage": "reading"})
         plan = self.season.plan(time, batch=self.batch)
+        if self.replaces and changes(plan, self.store.provenance(time)):
+            self.store.discard(time)
+            plan = self._replacing(plan)
         attempt = find_attempt_in(self.store, plan)
-        with online_verification(plan, attempt) as watch, ExitStack() as reading:
+        with _watching(plan, attempt) as watch, ExitStack() as reading:
             run = ForecastRun(plan, self.store, _Reporter(tell, reading), watch)
             if not is_due(plan, attempt, watch):
                 run.complete(attempt, None, None)
@@ -135,6 +153,12 @@ class Worker:
                 tell({"stage": "computing"})
                 run.complete(attempt, prepared, self._stepper_for(plan, prepared.compute))
                 return {"all": perf_counter() - start, **run.clock.seconds}
+
+    @staticmethod
+    def _replacing(plan: ForecastPlan) -> ForecastPlan:
+        """The same forecast, which may replace the GRIB files of another."""
+        output = plan.config.output.model_copy(update={"overwrite": True})
+        return replace(plan, config=plan.config.model_copy(update={"output": output}))
 
     def _stepper_for(self, plan: ForecastPlan, compute: Compute) -> TorchStepper:
         """The model, loaded once for all initial times that are computed alike."""
@@ -160,6 +184,18 @@ class _Reporter:
 
     def stepped(self, done: int, lead: timedelta) -> None:
         self.tell({"done": done})
+
+
+@contextmanager
+def _watching(plan: ForecastPlan, attempt: Attempt) -> Iterator["OnlineVerification | None"]:
+    """What scores the leads; None where that is not asked for, or the initial time has no truth (yet)."""
+    with ExitStack() as opened:
+        try:
+            watch = opened.enter_context(online_verification(plan, attempt))
+        except NothingToVerify as nothing:
+            LOG.debug("%s is not scored: %s", plan.initial_time, nothing)
+            watch = None
+        yield watch
 
 
 @contextmanager

@@ -189,7 +189,8 @@ class Verification:
             "channels": [str(c) for c in self.measures.channels],
             "regions": list(self.regions.names),
             "truth": self.truth.kind,
-            "forecasts": [f"{name}: {source.kind}" for name, source in self.forecasts.items()],
+            # Persistence stands where there are analyses of the initial time; sums are collected where all have it.
+            "forecasts": [f"{n}: {source.kind}" for n, source in self.forecasts.items() if n != PERSISTENCE],
             "measured": list(self.measures.measured),
             "rain": list(self.measures.rows("rain")),
             "files": self._state_of_helpers(),
