@@ -2,17 +2,16 @@
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
 from typing import Any
 
 from fengwu_ghr.durable import lock
-from fengwu_ghr.errors import FengwuError, InputError, UsageError
+from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.forecast import online_verification
 from fengwu_ghr.hindcast.cluster import Host, hosts, open_client, resources, this_machine
 from fengwu_ghr.hindcast.farm import LOOK_SECONDS, Farm, ForecastWork, log_line
@@ -35,8 +34,6 @@ LOG = logging.getLogger("fengwu_ghr")
 RECORD = "hindcast"
 """The attribute of the store that says how all initial times are computed."""
 _BUSY = "another hindcast command is at work on {} (--status shows how far it is)"
-TRIED = 10
-"""So many initial times are looked at for one that can be planned."""
 
 
 @dataclass
@@ -146,19 +143,40 @@ def _compute(
     *,
     retry_failed: bool,
 ) -> None:
-    sample = sample_plan(season, waiting, waits=True)
+    try:
+        sample = sample_plan(season, waiting, waits=True)
+    except NoSample as none:
+        _note_all(season, waiting, result, none)
+        return
     for note in _verification_notes(sample):
         progress.note(f"verification: {note}")
     machine = this_machine(season.config, sample)
     with open_client(season.config, machine) as client:
         progress.note(f"Dask dashboard: {client.dashboard_link}")
         settled = settle(season, sample, hosts(client, progress.note))
-        with _sole_command(settled) as ledger:
+        _make_store(settled)
+        with _alone(settled.season) as ledger:
             told, model = settled.season.config.model_dump_json(), season.checkpoint.digest
             work = ForecastWork(told, settled.batch, model, replaces=retry_failed)
             stall = 60 * season.config.cluster.stall_minutes
             farm = Farm(client, work, stall, resources(season.config))
             _listen(settled.season, farm, waiting, result, ledger, progress)
+
+
+def _note_all(season: Season, waiting: Iterable[datetime], result: HindcastResult, none: NoSample) -> None:
+    """Nothing can be computed: the ledger says why. Raises the error where nothing ever was: settings may be wrong."""
+    path = season.config.output.zarr
+    if not is_store(path):
+        raise none
+    with _alone(season) as ledger:
+        for time, problem in none.problems.items():
+            ledger.failed(time, problem.exit_code, str(problem))
+    result.failed |= {time: str(problem) for time, problem in none.problems.items()}
+    result.absent = {time: _told_absent(season, time) for time in waiting if time not in none.problems}
+
+
+def _told_absent(season: Season, time: datetime) -> str:
+    return f"not there: {', '.join(season.missing_inputs(time))}"
 
 
 def _verification_notes(sample: ForecastPlan) -> list[str]:
@@ -175,22 +193,34 @@ def _verification_notes(sample: ForecastPlan) -> list[str]:
 def sample_plan(season: Season, times: Sequence[datetime] | deque[datetime], *, waits: bool) -> ForecastPlan:
     """The plan of one of these forecasts; once the input of any is there, where one `waits` for it.
 
-    Raises the error of the first where none of several can be planned, InputError where the input does not come.
+    Raises NoSample with the error of the first where none can be planned.
     """
     patience = monotonic() + 60 * season.config.input.wait_minutes * waits
     while monotonic() < patience and all(season.missing_inputs(time) for time in times):
         sleep(LOOK_SECONDS)
-    problem: FengwuError | None = None
-    there = (time for time in times if not season.missing_inputs(time))
-    for time in islice(there, TRIED):
+    problems: dict[datetime, InputError] = {}
+    for time in times:
+        if season.missing_inputs(time):
+            continue
         try:
             return season.plan(time, is_here=season.config.is_computed_here)
         except InputError as error:
-            problem = problem or error
-    raise problem or InputError(
-        f"no initial time has its input: of {times[0]:%Y-%m-%d %H:%M} is not there "
-        f"{', '.join(season.missing_inputs(times[0]))}"
-    )
+            problems[time] = error
+    first = next(iter(problems.values()), None)
+    raise NoSample(str(first) if first else _told_missing(season, times[0]), problems)
+
+
+class NoSample(InputError):
+    """Of no initial time is the input there and sound; `problems` are of those that are there."""
+
+    def __init__(self, message: str, problems: Mapping[datetime, InputError]) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
+def _told_missing(season: Season, time: datetime) -> str:
+    names = ", ".join(season.missing_inputs(time))
+    return f"no initial time has its input: of {time:%Y-%m-%d %H:%M} is not there {names}"
 
 
 @dataclass(frozen=True)
@@ -237,13 +267,11 @@ def _check_numerics(season: Season, recorded: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _sole_command(settled: Settled) -> Iterator[Ledger]:
-    """The store is there, and no other command hands out its initial times."""
-    season, path = settled.season, settled.season.config.output.zarr
-    _make_store(settled)
-    replacing = f"another process is replacing {path}"
+def _alone(season: Season) -> Iterator[Ledger]:
+    """No other command hands out the initial times of the store, nor replaces it. Raises UsageError where one does."""
+    path = season.config.output.zarr
     with ExitStack() as held:
-        held.enter_context(lock(path / LOCK, holder=replacing, shared=True))
+        held.enter_context(lock(path / LOCK, holder=f"another process is replacing {path}", shared=True))
         held.enter_context(lock(path / CLIENT_LOCK, holder=_BUSY.format(path)))
         yield Ledger(held.enter_context(RunStore.open(path)), season.config.wanted)
 
@@ -318,8 +346,8 @@ class LateInput:
     ) -> None:
         self._season, self._waiting, self._now = season, waiting, now
         self.asked = set(waiting)
-        missing = {time: season.missing_inputs(time) for time in waiting}
-        self.absent = {time: f"not there: {', '.join(names)}" for time, names in missing.items() if names}
+        missing = [time for time in waiting if season.missing_inputs(time)]
+        self.absent = {time: _told_absent(season, time) for time in missing}
         for time in self.absent:
             waiting.remove(time)
         self._patience = 60 * season.config.input.wait_minutes
