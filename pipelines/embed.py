@@ -29,9 +29,10 @@ from fengwu_ghr.variables import HEADLINE
 from fengwu_ghr.verify.climate_build import keep_climatology
 
 DAYS = 10
-_SMALL = Packing(bits=12)
-"""Of what is only scored: half a step is a thousandth of the spread of a field, and everything embedded stays small."""
-_NORMALS_BITS = 14
+_SMALL = Packing(bits=10)
+"""Of what is only scored: half a step is a few hundredths of an error, and everything embedded stays small."""
+_NORMALS_BITS = (14, 8)
+"""Of the mean, and of the harmonics, whose last bits are tens of times smaller."""
 
 
 def embed(settings: ChainSettings, *, split: str, name: str) -> list[Path]:

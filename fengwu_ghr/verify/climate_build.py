@@ -74,17 +74,23 @@ def build_climate(
 
 
 def keep_climatology(
-    climatology: Climatology, names: Sequence[str], path: Path, *, hours: Sequence[float], keep_bits: int = 23
+    climatology: Climatology,
+    names: Sequence[str],
+    path: Path,
+    *,
+    hours: Sequence[float],
+    keep_bits: tuple[int, int] = (23, 23),
 ) -> ClimateStore:
     """These channels of a fitted climatology that knows no hours, kept on disk for some of them.
 
-    Coefficients are rounded to `keep_bits` bits of the mantissa.
+    The mean, and the harmonics, are rounded to `keep_bits` bits of the mantissa.
     """
     terms, digests = climatology.coefficients, {}
     with writing(path):
         make_folder(path)
         for name in names:
-            own = round_mantissa(terms[:, climatology.channels.index(name)].copy(), keep_bits)
+            exact = terms[:, climatology.channels.index(name)]
+            own = np.stack([round_mantissa(term.copy(), keep_bits[n > 0]) for n, term in enumerate(exact)])
             dataset = _dataset_of({"mean": [own] * len(hours)}, hours, climatology.grid, {}, name)
             dataset.to_zarr(path / name, mode="w", consolidated=False, encoding=_chunked(dataset))
             digests[name] = _digest(dataset)
