@@ -52,6 +52,14 @@ class HindcastResult:
     seconds: float = 0.0
 
 
+class NoSample(InputError):
+    """Of no initial time is the input there and sound; `problems` are of those that are there."""
+
+    def __init__(self, message: str, problems: Mapping[datetime, InputError]) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
 def run_hindcast(config: HindcastConfig, *, progress: Progress, retry_failed: bool = False) -> HindcastResult:
     """Every initial time is finished, or the result says why not; what was finished before is not touched.
 
@@ -208,14 +216,6 @@ def sample_plan(season: Season, times: Sequence[datetime] | deque[datetime], *, 
             problems[time] = error
     first = next(iter(problems.values()), None)
     raise NoSample(str(first) if first else _told_missing(season, times[0]), problems)
-
-
-class NoSample(InputError):
-    """Of no initial time is the input there and sound; `problems` are of those that are there."""
-
-    def __init__(self, message: str, problems: Mapping[datetime, InputError]) -> None:
-        super().__init__(message)
-        self.problems = problems
 
 
 def _told_missing(season: Season, time: datetime) -> str:
