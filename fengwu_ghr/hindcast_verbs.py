@@ -118,9 +118,10 @@ def _settings(
     from fengwu_ghr.config import read_settings
     from fengwu_ghr.hindcast.settings import HindcastConfig
 
-    more = [
-        f"cluster.{name}={value}" for name, value in (("workers", workers), ("scheduler", scheduler)) if value
-    ]
+    if workers and scheduler:
+        raise UsageError("the workers of a scheduler are its own: give --workers or --scheduler")
+    given = {"workers": workers} if workers else {"scheduler": scheduler, "workers": 0} if scheduler else {}
+    more = [f"cluster.{name}={value}" for name, value in given.items()]
     return read_settings(HindcastConfig, path, overrides=[*overrides, *more])
 
 

@@ -103,7 +103,7 @@ def test_options_that_slurm_does_not_know_are_an_error() -> None:
 
 def test_no_scheduler_is_a_readable_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fengwu_ghr.hindcast.cluster.CONNECT", "1s")
-    tree = seasons.season(tmp_path, tmp_path, 2, cluster={"scheduler": "tcp://127.0.0.1:1"})
+    tree = seasons.season(tmp_path, tmp_path, 2, cluster={"scheduler": "tcp://127.0.0.1:1", "workers": 0})
     config = HindcastConfig.model_validate(tree)
     with (
         pytest.raises(UsageError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"),

@@ -108,7 +108,7 @@ def test_every_seed_is_pretrained_and_transferred(
         made.append(("backbone", settings.seed, folder))
         return folder / "model"
 
-    def adapted(world: World, stage: Any, base: Path, folder: Path, progress: object) -> Path:
+    def adapted(world: World, stage: Any, base: Path, folder: Path, progress: object, **more: object) -> Path:
         (folder / "model").mkdir(parents=True)
         made.append((stage.name, stage.seed, base, folder))
         return folder / "model"
