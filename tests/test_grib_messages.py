@@ -292,6 +292,15 @@ def test_a_worker_that_dies_is_replaced_and_its_message_named(tmp_path: Path) ->
         assert scan([path], pool=pool)[0].name == "t500"
 
 
+@pytest.fixture
+def _heeds_interrupts() -> Iterator[None]:
+    """Who runs the tests in the background has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeds_interrupts")
 def test_an_interrupt_leaves_no_task_behind(tmp_path: Path) -> None:
     path = gribs.write(tmp_path / "a.grib", T500)
     with WorkerPool(1) as pool:
