@@ -7,6 +7,7 @@ Read the package in the order of this list: a module uses only modules above it.
     errors                what can go wrong; each error carries the exit code of the command line
     machine               what a measured number was measured on
     progress              who hears how far long work has come
+    scheduler             a Dask cluster that is there already
     durable               checksums, flushing to the device, locks; a failed write is an error with a remedy
     config                TOML -> strict models; an unknown key is an error
     grid                  where the numbers are: product, backbone and network grids, cell areas

@@ -341,6 +341,14 @@ def parse_time(text: str) -> datetime:
     raise ValueError(f"a time is written as 2024-01-31T12:00 or 2024013112, in UTC; got {text!r}{reason}")
 
 
+def asked_time(text: str | None) -> datetime | None:
+    """The time that an option gives, None where it is not given. Raises UsageError."""
+    try:
+        return parse_time(text) if text else None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -71,17 +71,13 @@ def reproduce(
 ) -> None:
     """Compute a committed lead again from its provenance, and prove its bytes or say what differs (exit 4)."""
     from fengwu_ghr import console
-    from fengwu_ghr.config import parse_time
+    from fengwu_ghr.config import asked_time
     from fengwu_ghr.reproduce import reproduce as compute_again
 
-    try:
-        wanted = parse_time(time) if time else None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     with console.LeadProgress(quiet=quiet) as progress:
         found = compute_again(
             store,
-            wanted,
+            asked_time(time),
             timedelta(hours=lead_time),
             reporter=progress,
             model=model,

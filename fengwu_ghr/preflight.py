@@ -7,7 +7,7 @@ output template once. It writes nothing but caches.
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -112,6 +112,13 @@ class ForecastPlan:
     def memory_with(self, batch: int) -> MemoryPlan:
         """The memory of this forecast with another batch of sub-fields."""
         return memory_of(batch, self.checkpoint, self.analyses, self.config, threads=self.output_threads)
+
+    def computed_by(self, compute: ComputeSection) -> "ForecastPlan":
+        """The same forecast with other threads or another budget; the input is not read again. Raises ResourceError."""
+        threads = compute.threads or usable_cores()
+        plan = replace(self, config=self.config.model_copy(update={"compute": compute}), threads=threads)
+        memory = plan_memory(plan.checkpoint, plan.analyses, plan.config, threads=plan.output_threads)
+        return replace(plan, memory=memory)
 
     @property
     def disk_bytes(self) -> int:

@@ -15,7 +15,7 @@ from fengwu_ghr.engine.torch_engine import numerics
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.forecast import Reporter, run_forecast
 from fengwu_ghr.preflight import ForecastPlan, plan_forecast
-from fengwu_ghr.resume import identity
+from fengwu_ghr.resume import differing, identity
 from fengwu_ghr.store import RunStore
 from fengwu_ghr.variables import Channel
 
@@ -130,12 +130,8 @@ def _hashes(analyses: list[list[dict[str, Any]]]) -> list[list[str]]:
 
 
 def _causes(plan: ForecastPlan, recorded: Mapping[str, Any]) -> tuple[str, ...]:
-    before, now = recorded["numerics"], numerics(plan.compute)
-    return tuple(
-        f"numerics: {name} {before.get(name)} recorded, {now.get(name)} now"
-        for name in sorted(before | now)
-        if before.get(name) != now.get(name)
-    )
+    found = differing(recorded["numerics"], numerics(plan.compute))
+    return tuple(f"numerics: {name} {old} recorded, {new} now" for name, old, new in sorted(found))
 
 
 def _difference(store: RunStore, again: RunStore, channel: Channel, time: datetime, lead: timedelta) -> float:

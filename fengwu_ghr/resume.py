@@ -1,5 +1,6 @@
 """What an earlier attempt left at the outputs: whether this run goes on from it, replaces it, or must not touch it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -88,7 +89,7 @@ def settle_compute(plan: ForecastPlan, attempt: Attempt) -> tuple[Compute, list[
         compute = replace(compute, **{name: before[name] for name in REUSED_NUMERICS})
         check_budget(plan, compute.batch)
     now = numerics(compute)
-    changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in before | now if before.get(k) != now.get(k)]
+    changed = [f"{name}: {old} -> {new}" for name, old, new in differing(before, now)]
     if changed and not is_accepted:
         raise UsageError(
             f"{plan.config.output.zarr} was begun with other numerics ({'; '.join(changed)}), so the rest would not "
@@ -108,6 +109,12 @@ def changes(plan: ForecastPlan, recorded: dict[str, Any] | None) -> list[str]:
     """The parts of its identity in which a forecast differs from what was recorded; none where nothing was."""
     now = identity(plan)
     return [part for part in now if recorded is not None and now[part] != recorded["identity"][part]]
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, old and new value of all that is not the same; None stands for what one of them does not have."""
+    names = dict.fromkeys([*before, *now])
+    return [(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
 
 
 def check_budget(plan: ForecastPlan, batch: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from fengwu_ghr.config import parse_time
+from fengwu_ghr.config import asked_time
 from fengwu_ghr.errors import InputError, OutputError, UsageError
 from fengwu_ghr.export import series_at
 from fengwu_ghr.plot import Caption, draw_map, draw_meteogram
@@ -35,7 +35,7 @@ def write_meteogram(
     """
     if stem.name in ("", ".."):
         raise UsageError(f"the CSV and the PNG need a name, as berlin or folder/berlin; got {str(stem)!r}")
-    asked = _asked_time(time) if time else None
+    asked = asked_time(time)
     with RunStore.open(path) as store:
         initial_time = asked or store.plan.initial_times[0]
         model = model_name(store, initial_time)
@@ -59,7 +59,7 @@ def write_map(
     path: Path, variable: str, level: int | None, *, lead: timedelta, time: str | None, output: Path
 ) -> Path:
     """Write the map of one committed field; returns its path. A `time` that is none is a UsageError."""
-    asked = _asked_time(time) if time else None
+    asked = asked_time(time)
     with RunStore.open(path) as store:
         wanted = stored_channel(store, variable if level is None else f"{variable}_{level}")
         initial_time = asked or store.plan.initial_times[0]
@@ -93,13 +93,6 @@ def stored_channel(store: RunStore, name: str) -> Channel:
         there = ", ".join(map(str, store.plan.channels))
         raise InputError(f"{store.path} does not hold {found}; it holds {there}")
     return found
-
-
-def _asked_time(text: str) -> datetime:
-    try:
-        return parse_time(text)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def _write_csv(

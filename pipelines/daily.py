@@ -23,6 +23,7 @@ from fengwu_ghr.config import (
     ModelSection,
     Section,
     VerifySection,
+    parse_time,
     read_settings,
 )
 from fengwu_ghr.errors import InputError, UsageError
@@ -105,13 +106,15 @@ def run(path: Path, overrides: list[str]) -> None:
 
 def unfinished(settings: Settings, newest: datetime, checkpoint: Checkpoint) -> Iterator[datetime]:
     """Forecasts of the last days that were stopped, and whose input is still there."""
+    if not settings.input.names_times:
+        return
     for path in (settings.folder / "forecasts").glob("*.zarr"):
+        time = parse_time(path.stem)
+        if newest - time > timedelta(days=settings.newest.look_back_days):
+            continue  # years of them need not be opened
         with RunStore.open(path) as store:
-            (time,), leads = store.plan.initial_times, store.plan.leads
-            is_complete = store.committed(time) == leads
-        is_recent = newest - time <= timedelta(days=settings.newest.look_back_days)
-        names = settings.input.names(time, before=time - checkpoint.step)
-        if not is_complete and is_recent and settings.input.names_times and all(map(matching, names)):
+            is_complete = store.committed(time) == store.plan.leads
+        if not is_complete and all(map(matching, settings.input.names(time, before=time - checkpoint.step))):
             yield time
 
 

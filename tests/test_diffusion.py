@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from worlds import tiny_world
+from worlds import save_base, tiny_world
 
 from fengwu_ghr import checkpoint
 from fengwu_ghr.backbone import architecture
 from fengwu_ghr.checkpoint import Checkpoint, load_model
 from fengwu_ghr.diffusion import FIRST, Diffusion
 from fengwu_ghr.engine.torch_engine import Compute, TorchStepper
-from fengwu_ghr.initialise import build, wake
-from fengwu_ghr.model_card import ModelCard, Statistics
 from fengwu_ghr.progress import Silence
 from fengwu_ghr.training import loop
 from fengwu_ghr.training.adapt import adapt, mean_state
@@ -103,19 +101,7 @@ def adapted(world: World, normals: Normals, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("adapted")
     sizes = {"width": 16, "heads": 2, "decoder_width": 16, "depth": 2, "lora_steps": 0, "res_after": ()}
     shape = architecture("ghr-tiny", scale=20, **sizes)
-    model = build(shape, seed=3)
-    wake(model, seed=3, tendency=0.05)
-    card = ModelCard(
-        name="base",
-        description="for the tests",
-        trained=True,
-        licence="CC0-1.0",
-        channel_set="ghr-69",
-        architecture=shape,
-        statistics=Statistics.of(world.channels, world.statistics.normalisation),
-        provenance={"world": "tiny"},
-    )
-    checkpoint.save(folder / "base", model, card=card)
+    base = save_base(world, folder / "base", shape)
     quick = {"samples": 6, "batch": 2, "learning_rate": 3e-3, "warmup_steps": 1, "precision": "float32"}
     stage = {
         "kind": "lora",
@@ -128,7 +114,7 @@ def adapted(world: World, normals: Normals, tmp_path_factory: pytest.TempPathFac
     made = adapt(
         world,
         AdaptStage.model_validate(stage),
-        folder / "base",
+        base,
         folder / "lora",
         Silence(),
         climatology=lambda: normals.fine,

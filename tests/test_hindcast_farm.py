@@ -102,7 +102,7 @@ def test_options_that_slurm_does_not_know_are_an_error() -> None:
 
 
 def test_no_scheduler_is_a_readable_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fengwu_ghr.hindcast.cluster.CONNECT", "1s")
+    monkeypatch.setattr("fengwu_ghr.scheduler.CONNECT", "1s")
     tree = seasons.season(tmp_path, tmp_path, 2, cluster={"scheduler": "tcp://127.0.0.1:1", "workers": 0})
     config = HindcastConfig.model_validate(tree)
     with (

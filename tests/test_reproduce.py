@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from fengwu_ghr.catalogue import create_model
 from fengwu_ghr.cli import app
 from fengwu_ghr.config import RunConfig
+from fengwu_ghr.console import LeadProgress
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.forecast import run_forecast
 from fengwu_ghr.reproduce import Reproduction, reproduce
@@ -18,14 +19,6 @@ from fengwu_ghr.synthetic import INITIAL_TIME
 from fengwu_ghr.variables import channel
 
 HOUR = timedelta(hours=1)
-
-
-class Quiet:
-    def note(self, text: str) -> None: ...
-
-    def begin(self, done: int, total: int) -> None: ...
-
-    def stepped(self, done: int, lead: timedelta) -> None: ...
 
 
 @pytest.fixture
@@ -39,11 +32,11 @@ def store(analysis: Path, tmp_path: Path) -> Path:
         "output": {"zarr": tmp_path / "run.zarr", "grib": tmp_path / "grib"},
         "compute": {"threads": 1},
     }
-    return run_forecast(RunConfig.model_validate(tree), reporter=Quiet()).store
+    return run_forecast(RunConfig.model_validate(tree), reporter=LeadProgress(quiet=True)).store
 
 
 def again(store: Path, hours: int, **where: object) -> Reproduction:
-    return reproduce(store, INITIAL_TIME, hours * HOUR, reporter=Quiet(), **where)  # type: ignore[arg-type]
+    return reproduce(store, INITIAL_TIME, hours * HOUR, reporter=LeadProgress(quiet=True), **where)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("hours", [0, 6, 12])

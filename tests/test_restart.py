@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from seasons import shards
 
 LEAD_HOURS = 120
 LEADS = LEAD_HOURS // 6 + 1
@@ -18,12 +19,6 @@ def command(analysis: Path, folder: Path) -> list[str]:
     usual = [sys.executable, "-m", "fengwu_ghr.cli", "forecast", "--model", "ghr-tiny-1p8"]
     paths = ["--input", str(analysis), "--output", str(folder / "run.zarr"), "--grib", str(folder / "grib")]
     return [*usual, *paths, "--lead-time", str(LEAD_HOURS), "--variables", "z,u,2t,msl"]
-
-
-def shards(store: Path) -> dict[str, bytes]:
-    """Every byte a reader of the arrays can see, and no bookkeeping."""
-    files = (p for p in store.rglob("*") if p.is_file())
-    return {str(f.relative_to(store)): f.read_bytes() for f in files if "c" in f.relative_to(store).parts}
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from worlds import tiny_world
+from worlds import save_base, tiny_world
 
-from fengwu_ghr import checkpoint
 from fengwu_ghr.backbone import Architecture, architecture
 from fengwu_ghr.checkpoint import Checkpoint, load_model
 from fengwu_ghr.engine.torch_engine import Compute, TorchStepper
 from fengwu_ghr.errors import InputError, Interrupted, UsageError
 from fengwu_ghr.grid import NetworkGrid
 from fengwu_ghr.initialise import build, wake
-from fengwu_ghr.model_card import ModelCard, Statistics
+from fengwu_ghr.model_card import Statistics
 from fengwu_ghr.rollout import Start, rollout
 from fengwu_ghr.training import loop
 from fengwu_ghr.training.adapt import adapt, check_fits, grow
@@ -103,24 +102,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def small(**changes: Any) -> Architecture:
     sizes = {"width": 16, "heads": 2, "decoder_width": 16, "depth": 2, "lora_steps": 0, "res_after": ()}
     return architecture("ghr-tiny", **({"scale": 20} | sizes | changes))
-
-
-def save_base(world: World, folder: Path, shape: Architecture, **changes: Any) -> Path:
-    """A backbone that forecasts something, on this world's numbers."""
-    model = build(shape, seed=3)
-    wake(model, seed=3, tendency=0.05)
-    card = ModelCard(
-        name="base",
-        description="for the tests",
-        trained=True,
-        licence="CC0-1.0",
-        channel_set="ghr-69",
-        architecture=shape,
-        statistics=Statistics.of(world.channels, world.statistics.normalisation),
-        provenance={"world": "tiny"},
-    ).model_copy(update=changes)
-    checkpoint.save(folder, model, card=card)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,16 @@ import json
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from fengwu_ghr import checkpoint
+from fengwu_ghr.backbone import Architecture
 from fengwu_ghr.coarsen import AreaMean
 from fengwu_ghr.grid import backbone_grid, product_grid
+from fengwu_ghr.initialise import build, wake
+from fengwu_ghr.model_card import ModelCard, Statistics
 from fengwu_ghr.synthetic import synthetic_state
 from fengwu_ghr.training.world import STEP, World, chunk_path, coarse_path
 from fengwu_ghr.variables import channel_set
@@ -31,6 +36,24 @@ def tiny_world(folder: Path, *, days: int = 6, seed: int = 0) -> World:
     np.save(folder / "orography.npy", _orography())
     (folder / "world.json").write_text(json.dumps({"scale": 20, "channel_set": "ghr-69", "members": []}))
     return World.open(folder)
+
+
+def save_base(world: World, folder: Path, shape: Architecture, **changes: Any) -> Path:
+    """A backbone that forecasts something, on this world's numbers."""
+    model = build(shape, seed=3)
+    wake(model, seed=3, tendency=0.05)
+    card = ModelCard(
+        name="base",
+        description="for the tests",
+        trained=True,
+        licence="CC0-1.0",
+        channel_set="ghr-69",
+        architecture=shape,
+        statistics=Statistics.of(world.channels, world.statistics.normalisation),
+        provenance={"world": "tiny"},
+    ).model_copy(update=changes)
+    checkpoint.save(folder, model, card=card)
+    return folder
 
 
 def _write_chunk(member: Path, split: str, first: datetime, seed: int) -> None:

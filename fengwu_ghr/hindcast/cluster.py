@@ -18,11 +18,11 @@ from fengwu_ghr.errors import ResourceError, UsageError
 from fengwu_ghr.hindcast.settings import ClusterSection, HindcastConfig
 from fengwu_ghr.machine import usable_cores
 from fengwu_ghr.preflight import MEMORY_SHARE, ForecastPlan, available_memory
+from fengwu_ghr.scheduler import connect
 
 TURNS = 2
 """Initial times a worker takes: one is computed, the analysis of the other is read."""
 GPU = "GPU"
-CONNECT = "20s"
 START_SECONDS = 120
 NOTE_SECONDS = 60
 _SETTINGS = {
@@ -101,7 +101,7 @@ def open_client(config: HindcastConfig, host: Host) -> Iterator[Client]:
     with ExitStack() as opened:
         opened.enter_context(dask.config.set(_SETTINGS))
         if config.cluster.scheduler:
-            yield opened.enter_context(_existing(config.cluster.scheduler))
+            yield opened.enter_context(connect(config.cluster.scheduler))
             return
         start = _local if config.cluster.kind == "local" else _batch
         cluster = opened.enter_context(start(config, host))
@@ -135,13 +135,6 @@ def _host(facts: Sequence[tuple[int, int, int]]) -> Host:
 def _facts(dask_worker: Worker) -> tuple[str, int, int, int]:
     limit = dask_worker.memory_manager.memory_limit
     return socket.gethostname(), usable_cores(), available_memory(), limit or 0
-
-
-def _existing(address: str) -> Client:
-    try:
-        return Client(address, timeout=CONNECT)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no Dask scheduler answers at {address}: {error}") from None
 
 
 def _local(config: HindcastConfig, host: Host) -> LocalCluster:

@@ -4,7 +4,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
@@ -21,7 +21,7 @@ from fengwu_ghr.hindcast.settings import HindcastConfig, absolute
 from fengwu_ghr.hindcast.task import CLIENT_LOCK, Outcome
 from fengwu_ghr.preflight import ForecastPlan
 from fengwu_ghr.progress import Progress
-from fengwu_ghr.resume import Attempt, check_budget
+from fengwu_ghr.resume import Attempt, check_budget, differing
 from fengwu_ghr.skeleton import check_resumable, read_attribute
 from fengwu_ghr.store import RunStore
 from fengwu_ghr.target import LOCK, is_occupied, is_store
@@ -130,8 +130,7 @@ def _cost(season: Season, due: Sequence[datetime]) -> list[tuple[str, object]]:
     sample = sample_plan(season, due, waits=False)
     notes = _verification_notes(sample)
     machine = this_machine(season.config, sample)
-    settled = settle(season, sample, [machine])
-    plan = settled.season.plan(sample.initial_time, batch=settled.batch)
+    plan = settle(season, sample, [machine]).plan
     seconds = plan.seconds_per_step * season.steps
     hours = len(due) * seconds / machine.workers / 3600
     return [
@@ -165,7 +164,7 @@ def _compute(
         _make_store(settled)
         with _alone(settled.season) as ledger:
             told, model = settled.season.config.model_dump_json(), season.checkpoint.digest
-            work = ForecastWork(told, settled.batch, model, replaces=retry_failed)
+            work = ForecastWork(told, settled.plan.memory.batch, model, replaces=retry_failed)
             stall = 60 * season.config.cluster.stall_minutes
             farm = Farm(client, work, stall, resources(season.config))
             _listen(settled.season, farm, waiting, result, ledger, progress)
@@ -228,7 +227,8 @@ class Settled:
     """How every initial time is computed, whoever computes it."""
 
     season: Season
-    batch: int
+    plan: ForecastPlan
+    """Of one of them."""
 
 
 def settle(season: Season, sample: ForecastPlan, machines: Sequence[Host]) -> Settled:
@@ -244,21 +244,22 @@ def settle(season: Season, sample: ForecastPlan, machines: Sequence[Host]) -> Se
         _check_numerics(season, recorded)
         threads = compute.threads or recorded["threads"]
     fixed = season.with_compute(threads=threads, memory_budget=budget)
-    plan = fixed.plan(sample.initial_time, is_here=season.config.is_computed_here)
+    plan = sample.computed_by(fixed.config.compute)
     if recorded is None:
-        return Settled(fixed, plan.memory.batch)
+        return Settled(fixed, plan)
     check_budget(plan, recorded["batch"])
-    return Settled(fixed, recorded["batch"])
+    return Settled(fixed, replace(plan, memory=plan.memory_with(recorded["batch"])))
 
 
 def _check_numerics(season: Season, recorded: Mapping[str, Any]) -> None:
     compute = season.config.compute
     asked = {
+        **recorded,
         "threads": compute.threads or recorded["threads"],
         "device": compute.device,
         "precision": compute.precision,
     }
-    changed = [f"{k}: {recorded[k]} -> {v}" for k, v in asked.items() if recorded[k] != v]
+    changed = [f"{name}: {old} -> {new}" for name, old, new in differing(recorded, asked)]
     if changed and not compute.accept_numerics:
         raise UsageError(
             f"{season.config.output.zarr} was planned with other numerics ({'; '.join(changed)}), so that its "
@@ -291,7 +292,7 @@ def _make_store(settled: Settled) -> None:
             "device": compute.device,
             "precision": compute.precision,
             "threads": compute.threads,
-            "batch": settled.batch,
+            "batch": settled.plan.memory.batch,
         },
     }
     attributes = {

@@ -99,7 +99,6 @@ class Survey:
 
     counts: Mapping[Stage, int]
     failed: Sequence[DateState]
-    running: Sequence[datetime]
     processes: int
     seconds_each: float | None
 
@@ -118,7 +117,6 @@ class Survey:
             return cls(
                 counts=Counter(state.stage for state in states),
                 failed=[state for state in states if state.stage == "failed"],
-                running=running,
                 processes=ledger.processes(running),
                 seconds_each=float(np.median(took)) if took else None,
             )

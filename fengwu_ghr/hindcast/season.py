@@ -56,10 +56,8 @@ class Season:
     @property
     def steps(self) -> int:
         """Of every forecast."""
-        verified = self.config.verify is not None and self.config.verify.online
-        last = (
-            timedelta(hours=self.config.forecast.lead_time_hours) if verified else self.store_plan.leads[-1]
-        )
+        whole = timedelta(hours=self.config.forecast.lead_time_hours)
+        last = whole if self.config.online else self.store_plan.leads[-1]
         return last // self.checkpoint.step
 
     def missing_inputs(self, time: datetime) -> list[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import xarray as xr
 
-from fengwu_ghr.config import VerifySection, parse_time
-from fengwu_ghr.errors import InputError, UsageError
+from fengwu_ghr.config import VerifySection, asked_time
+from fengwu_ghr.errors import InputError
 from fengwu_ghr.progress import Progress
 from fengwu_ghr.variables import HEADLINE, reading_units
 from fengwu_ghr.verify.comparison import Scorecard
@@ -110,10 +110,7 @@ def report_of(found: Collected, output: Path) -> Verified:
 
 def chosen_times(times: Sequence[datetime], first: str | None, last: str | None) -> tuple[datetime, ...]:
     """Those from `first` to `last`. Raises UsageError where a text is no time, InputError where nothing is left."""
-    try:
-        begin, end = (parse_time(text) if text else None for text in (first, last))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    begin, end = asked_time(first), asked_time(last)
     kept = tuple(t for t in times if (begin is None or t >= begin) and (end is None or t <= end))
     if not kept:
         there = f"there are {times[0]} to {times[-1]}" if times else "there is none"

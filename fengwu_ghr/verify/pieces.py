@@ -13,8 +13,8 @@ from typing import Any
 from uuid import uuid4
 
 from fengwu_ghr.config import VerifySection
-from fengwu_ghr.errors import UsageError
 from fengwu_ghr.progress import Progress
+from fengwu_ghr.scheduler import connect
 from fengwu_ghr.verify.kept import Collected, KeptSums, Pair, Piece, collect
 from fengwu_ghr.verify.scoring import Run
 from fengwu_ghr.verify.verification import Verification, plan_verification
@@ -64,7 +64,7 @@ def fingerprint_of(made: Verification, pair: Pair) -> str:
 def _computed(made: Verification, pairs: Sequence[Pair]) -> Iterator[None]:
     """Pairs as they are done, by the threads of this process or by a Dask cluster."""
     if made.settings.scheduler:
-        yield from _on_cluster(made.settings, pairs)
+        yield from _on_cluster(made.settings, made.settings.scheduler, pairs)
         return
     workers = made.settings.workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
@@ -77,17 +77,11 @@ def _computed(made: Verification, pairs: Sequence[Pair]) -> Iterator[None]:
             raise
 
 
-def _on_cluster(settings: VerifySection, pairs: Sequence[Pair]) -> Iterator[None]:
-    try:
-        from dask.distributed import Client, as_completed
-    except ImportError:
-        raise UsageError("--scheduler needs distributed: pip install 'fengwu_ghr[cluster]'") from None
+def _on_cluster(settings: VerifySection, scheduler: str, pairs: Sequence[Pair]) -> Iterator[None]:
     job = _Job(settings.model_dump_json(), uuid4().hex)
-    try:
-        client = Client(settings.scheduler, timeout="20s")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no Dask scheduler answers at {settings.scheduler}: {error}") from None
-    with client:
+    with connect(scheduler) as client:
+        from dask.distributed import as_completed  # it is there: `connect` has looked
+
         futures = client.map(job, list(pairs), pure=False)
         for future in as_completed(futures):
             yield future.result()
