@@ -54,10 +54,16 @@ Read the package in the order of this list: a module uses only modules above it.
     transfer              its weights at 0.09 degrees: split, recombine, exchange, adapt per lead step
     initialise            weights before training: where transfer starts, untrained networks
     model_card            model.toml: what a forecast must know about its weights, read strictly
-    checkpoint            model.toml and safetensors, strict and hashed
+    checkpoint            model.toml and safetensors or ONNX graphs, strict and hashed
     catalogue             where a model name is found; untrained models made on first use
+    graphs                what an ONNX file holds
+    convert               ONNX files -> a checkpoint, or what does not fit
+    onnx_export           checkpoints of ours as ONNX graphs
     engine.stepper        Stepper: what a rollout needs from a network
     engine.torch_engine   the stepper that runs the torch network within a memory budget
+    engine.graph_pool     graphs that do not all fit into memory: which stay loaded
+    engine.onnx_engine    the stepper that runs ONNX graphs
+    engine.engines        which engine runs a model, and what it will take
 
   Verification
     verify.archive        named arrays in one file, without pickles

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from fengwu_ghr.attention.window import from_windows, self_attention, to_windows
@@ -21,6 +21,9 @@ from fengwu_ghr.grid import backbone_grid
 EPSILON = 1e-6
 DECONVOLUTION = 3
 """Fields are finally spread from points three grid steps apart; the patch is that or a power of two times that."""
+
+Step = int | Int64[Tensor, ""]
+"""A lead step, counted from 0; as a tensor where a graph is told it when it runs."""
 
 _DOUBLINGS = {3: 0, 6: 1, 12: 2}
 
@@ -162,7 +165,7 @@ def architecture(name: str, *, scale: int = 1, channels: int = 69, **changes: An
 class Linear(nn.Linear):
     """A linear layer that is the same at every lead step."""
 
-    def forward(self, tokens: Tensor, step: int | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, step: Step | None = None) -> Tensor:
         return super().forward(tokens)
 
 
@@ -186,13 +189,13 @@ class Block(nn.Module):
         self.fc2 = linear(mlp_ratio * width, width)
 
     def forward(
-        self, tokens: Float[Tensor, "batch row column width"], step: int | None = None
+        self, tokens: Float[Tensor, "batch row column width"], step: Step | None = None
     ) -> Float[Tensor, "batch row column width"]:
         tokens = tokens + self.attend(self.norm1(tokens), step)
         return tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens), step)), step)
 
     def attend(
-        self, tokens: Float[Tensor, "batch row column width"], step: int | None
+        self, tokens: Float[Tensor, "batch row column width"], step: Step | None
     ) -> Float[Tensor, "batch row column width"]:
         rows, columns = tokens.shape[1:3]
         window = self.window or (rows, columns)
@@ -278,7 +281,7 @@ class Backbone(nn.Module):
     def forward(
         self,
         fields: Float[Tensor, "batch inputs lat lon"],
-        step: int | None = None,
+        step: Step | None = None,
         forcing: Float[Tensor, "batch forcing lat lon"] | None = None,
     ) -> Float[Tensor, "batch channel lat lon"]:
         """The next states. Raises ValueError where `forcing` and the architecture differ."""
@@ -310,7 +313,7 @@ class Backbone(nn.Module):
         return tokens.permute(0, 2, 3, 1)
 
     def run(
-        self, tokens: Float[Tensor, "batch row column width"], blocks: Sequence[int], step: int | None
+        self, tokens: Float[Tensor, "batch row column width"], blocks: Sequence[int], step: Step | None
     ) -> Float[Tensor, "batch row column width"]:
         """The tokens after these blocks of the trunk."""
         for index in blocks:

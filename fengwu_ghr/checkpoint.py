@@ -19,7 +19,7 @@ from fengwu_ghr.backbone import Architecture
 from fengwu_ghr.durable import flush_tree
 from fengwu_ghr.errors import OutputError, UsageError
 from fengwu_ghr.grid import NetworkGrid
-from fengwu_ghr.model_card import CARD, ModelCard, listed, read_card, write_card
+from fengwu_ghr.model_card import CARD, ModelCard, OnnxPackage, listed, read_card, write_card
 from fengwu_ghr.normalise import Normalisation
 from fengwu_ghr.transfer import TransferModel
 from fengwu_ghr.variables import ChannelSet, channel_set
@@ -43,12 +43,22 @@ class Checkpoint:
 
     @property
     def architecture(self) -> Architecture:
+        """Of the network whose weights these are. Raises UsageError for an ONNX package, which has none of ours."""
+        if self.card.architecture is None:
+            raise UsageError(
+                f"{self.folder} is an ONNX package: it makes forecasts, but cannot be trained or exported"
+            )
         return self.card.architecture
+
+    @property
+    def onnx(self) -> OnnxPackage | None:
+        """The graphs that make a step, where the model is made of such."""
+        return self.card.onnx
 
     @property
     def history(self) -> int:
         """How many states, one step apart, a forecast starts from."""
-        return self.card.architecture.history
+        return (self.onnx or self.architecture).history
 
     @property
     def step(self) -> timedelta:
@@ -60,7 +70,7 @@ class Checkpoint:
 
     @property
     def grid(self) -> NetworkGrid:
-        return NetworkGrid(self.card.architecture.scale, self.card.registration)
+        return NetworkGrid((self.onnx or self.architecture).scale, self.card.registration)
 
     @cached_property
     def normalisation(self) -> Normalisation:
@@ -69,36 +79,47 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """sha256 of the card, which holds the sums of all weights: the identity of the model."""
-        return _sha256(self.folder / CARD)
-
-    @cached_property
-    def parameters(self) -> int:
-        return sum(tensor.numel() for tensor in _outline(self.architecture).parameters())
+        return hash_of(self.folder / CARD)
 
     def facts(self) -> dict[str, str | int | bool]:
         """What a table about this model shows."""
-        card, a = self.card, self.architecture
+        card = self.card
         provenance = {f"provenance: {key}": value for key, value in card.provenance.items()}
         return {
             "name": card.name,
             "description": card.description,
             "trained": card.trained,
             "licence": card.licence,
-            "architecture": f"{a.name}: width {a.width}, {a.depth} blocks, {len(a.res_after)} RES, {a.heads} heads",
-            "parameters": self.parameters,
-            "channels": f"{card.channel_set} ({a.channels})",
+            "channels": f"{card.channel_set} ({len(self.channels)})",
             "grid": f"{self.grid.name} {self.grid.shape[0]} x {self.grid.shape[1]}, {card.registration}",
-            "predicts": f"{a.predicts}, {card.step_hours} h a step, from {a.history} state(s)",
-            "split": f"{a.split} level",
-            "forcings": ", ".join(a.forcings) or "none",
-            "sharing": f"over {a.sharing} points to every side" if a.sharing else "none",
-            "diffusion": "of departures from the mean" if a.diffusion else "none",
-            "adapters": f"rank {a.lora_rank}, {a.lora_steps} set(s) of {a.lora_group} lead step(s)"
-            if a.lora_steps
-            else "none",
+            "a step": f"{card.step_hours} h, from {self.history} state(s)",
+            **(_facts_of_graphs(card.onnx) if card.onnx else _facts_of_weights(self.architecture)),
             "sha256": self.digest,
             **provenance,
         }
+
+
+def _facts_of_weights(a: Architecture) -> dict[str, str | int]:
+    sets = f"rank {a.lora_rank}, {a.lora_steps} set(s) of {a.lora_group} lead step(s)"
+    return {
+        "architecture": f"{a.name}: width {a.width}, {a.depth} blocks, {len(a.res_after)} RES, {a.heads} heads",
+        "parameters": sum(tensor.numel() for tensor in _outline(a).parameters()),
+        "predicts": a.predicts,
+        "split": f"{a.split} level",
+        "forcings": ", ".join(a.forcings) or "none",
+        "sharing": f"over {a.sharing} points to every side" if a.sharing else "none",
+        "diffusion": "of departures from the mean" if a.diffusion else "none",
+        "adapters": sets if a.lora_steps else "none",
+    }
+
+
+def _facts_of_graphs(package: OnnxPackage) -> dict[str, str | int]:
+    size = sum(graph.bytes for graph in package.graphs)
+    return {
+        "graphs": f"{len(package.graphs)}, {size / 1e9:.3g} GB, {package.precision}",
+        "predicts": package.predicts,
+        "operations": f"{sum(graph.flops for graph in package.graphs) / 1e9:.3g} GFLOP a step",
+    }
 
 
 def load_model(
@@ -171,7 +192,12 @@ def save(folder: Path, model: TransferModel, *, card: ModelCard) -> Checkpoint:
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Raises UsageError unless the weights are those of the architecture and every number is finite."""
+    """Raises UsageError unless the weights are those of the architecture and every number is finite.
+
+    The sums of an ONNX package's files, checked when it was opened, are all that is looked at.
+    """
+    if checkpoint.onnx:
+        return
     check_tensors(checkpoint)
     broken = [name for name, tensor in _tensors(checkpoint) if not bool(tensor.isfinite().all())]
     if broken:
@@ -197,7 +223,7 @@ def _write(folder: Path, model: TransferModel, card: ModelCard) -> None:
         save_file(tensors, folder / file)
         # safetensors writes files that only their owner may read.
         (folder / file).chmod(0o644)
-    files = {file: _sha256(folder / file) for file in sorted(parts)}
+    files = {file: hash_of(folder / file) for file in sorted(parts)}
     write_card(folder, card.model_copy(update={"files": files}))
     flush_tree(folder)
 
@@ -214,7 +240,7 @@ def _check_files(folder: Path, card: ModelCard) -> None:
             raise UsageError(f"{folder} lacks {name}, which {CARD} lists")
         if path.resolve().parent != folder.resolve():
             raise UsageError(f"{path} leads out of its folder, to {path.resolve()}; copy the file itself")
-        if (found := _sha256(path)) != expected:
+        if (found := hash_of(path)) != expected:
             raise UsageError(f"{path} is not the file that was saved: sha256 {found}, {CARD} says {expected}")
 
 
@@ -236,6 +262,7 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, tensors.get_tensor(name)
 
 
-def _sha256(path: Path) -> str:
+def hash_of(path: Path) -> str:
+    """sha256 of a file."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -9,12 +9,21 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fengwu_ghr.backbone import Step
+
 MOST = 0.25
 """Of a value that goes to each neighbour of a row: with it the shortest wave is gone at once."""
 FIRST = 0.045
 """The same before training: a standard deviation of 0.3 grid lengths a step."""
 _SHARPNESS = 20.0
 """Of the sigmoid, so that shares move as fast as weights do under one learning rate."""
+
+
+def set_for(step: Step, *, group: int, sets: int) -> Step:
+    """Which of the sets, each for `group` lead steps in a row, serves this one; the last serves all beyond."""
+    if isinstance(step, Tensor):
+        return torch.div(step, group, rounding_mode="floor").clamp(max=sets - 1)
+    return min(step // group, sets - 1)
 
 
 class Diffusion(nn.Module):
@@ -34,13 +43,13 @@ class Diffusion(nn.Module):
         self.logits.copy_(first.expand_as(self.logits))
         self.mean.zero_()
 
-    def shares(self, step: int) -> Float[Tensor, " channel"]:
+    def shares(self, step: Step) -> Float[Tensor, " channel"]:
         """What each neighbour in a row, then in a column, gets at this lead step, counted from 0."""
-        logits = self.logits[min(step // self.group, self.logits.shape[0] - 1)].float()
+        logits = self.logits[set_for(step, group=self.group, sets=self.logits.shape[0])].float()
         return MOST * (_SHARPNESS * logits).sigmoid()
 
     def forward(
-        self, states: Float[Tensor, "batch channel row column"], step: int
+        self, states: Float[Tensor, "batch channel row column"], step: Step
     ) -> Float[Tensor, "batch channel row column"]:
         """The states after diffusion; the circle is closed, beyond the last rows they repeat."""
         return self.of_channels(states, self.mean, self.shares(step))

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from fengwu_ghr.config import RunConfig
+from fengwu_ghr.engine.engines import numerics, stepper_for
 from fengwu_ghr.engine.stepper import MasterState, Stepper
-from fengwu_ghr.engine.torch_engine import Compute, TorchStepper, numerics
+from fengwu_ghr.engine.torch_engine import Compute
 from fengwu_ghr.errors import UsageError
 from fengwu_ghr.export import claim_grib_folder, export_grib, export_netcdf
 from fengwu_ghr.grib.decode import Analysis, read_analysis
@@ -76,7 +77,7 @@ def run_forecast(
     attempt = find_attempt(plan)
     with online_verification(plan, attempt) as watch:
         prepared = prepare(plan, attempt, reporter) if is_due(plan, attempt, watch) else None
-        stepper = TorchStepper(plan.checkpoint, prepared.compute) if prepared else None
+        stepper = make_stepper(plan, prepared.compute) if prepared else None
         with open_store(plan, overwrite=attempt.replaces) as store:
             run = ForecastRun(plan, store, reporter, watch)
             files = run.complete(attempt, prepared, stepper)
@@ -111,7 +112,8 @@ def online_verification(plan: ForecastPlan, attempt: Attempt) -> Iterator["Onlin
     from fengwu_ghr.verify.online import LeadInMemory, OnlineVerification
 
     grid, channels = plan.checkpoint.grid.product, plan.checkpoint.channels.channels
-    bits = attempt.recorded["numerics"] if attempt.recorded and attempt.has_begun else numerics(plan.compute)
+    recorded = attempt.recorded if attempt.has_begun else None
+    bits = recorded["numerics"] if recorded else numerics(plan.checkpoint, plan.compute)
     decisive = {**identity(plan), "grid": grid.key, "numerics": bits}
     mark = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     name = f"{config.output.zarr.stem} of {plan.checkpoint.card.name}"
@@ -136,6 +138,11 @@ def prepare(plan: ForecastPlan, attempt: Attempt, reporter: Reporter) -> Prepare
     if accepted:
         reporter.note(f"going on with other numerics: {'; '.join(accepted)}")
     return Prepared([read_analysis(analysis) for analysis in plan.analyses], compute)
+
+
+def make_stepper(plan: ForecastPlan, compute: Compute) -> Stepper:
+    """The model of this plan, ready to step."""
+    return stepper_for(plan.checkpoint, compute, weight_bytes=plan.memory.parts["weights"])
 
 
 class ForecastRun:

@@ -12,7 +12,7 @@ BACKBONE_ROWS, BACKBONE_COLUMNS = 721, 1440
 PRODUCT_ROWS, PRODUCT_COLUMNS = 2001, 4000
 SUBFIELDS_PER_AXIS = 3
 SCALES = (1, 2, 4, 5, 8, 10, 16, 20, 40, 80)
-REGISTRATIONS = ("nested", "pixel")
+REGISTRATIONS = ("nested", "pixel", "backbone")
 
 _DEGREES_TOLERANCE = 1e-4
 
@@ -178,6 +178,7 @@ class NetworkGrid:
     backbone grid. The first and last rows lie beyond the poles: they are the third and the third-last rolled by
     half the columns, with vector components negated.
     `pixel`: the product grid resized cell by cell, as published GHR weights were trained; no row beyond the poles.
+    `backbone`: no transfer at all; a model that works on the backbone grid, and whose products stay there.
     """
 
     scale: int = 1
@@ -191,12 +192,19 @@ class NetworkGrid:
 
     @property
     def name(self) -> str:
-        return f"net-{_degrees_name(self.scale * 0.09)}"
+        return f"net-{_degrees_name(self.scale * 0.09)}" if self.is_transferred else self.backbone.name
+
+    @property
+    def is_transferred(self) -> bool:
+        """Whether nine sub-fields make a state."""
+        return self.registration != "backbone"
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns, those beyond the poles included: 2163 x 4320 at scale 1."""
         rows, columns = self.backbone.shape
+        if not self.is_transferred:
+            return rows, columns
         return SUBFIELDS_PER_AXIS * rows, SUBFIELDS_PER_AXIS * columns
 
     @property
@@ -205,7 +213,7 @@ class NetworkGrid:
 
     @property
     def product(self) -> LatLonGrid:
-        return product_grid(self.scale)
+        return product_grid(self.scale) if self.is_transferred else self.backbone
 
     @property
     def has_rows_beyond_poles(self) -> bool:

@@ -22,7 +22,7 @@ from fengwu_ghr.normalise import Normalisation
 from fengwu_ghr.variables import ChannelSet, channel_set
 
 CARD = "model.toml"
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAMED_AT_MOST = 12
 
@@ -54,8 +54,37 @@ class Statistics(_Strict):
         return Normalisation(mean, std)
 
 
+class Graph(_Strict):
+    """One ONNX file of a package: what it takes to load and to run it, as it was found when the card was written."""
+
+    file: str
+    bytes: int = Field(gt=0)
+    """Of the file and of the tensors it keeps in files of their own."""
+    working_bytes: int = Field(ge=0)
+    """Of what it holds at its peak beside its weights, in its own precision; 0 where shapes did not tell."""
+    flops: int = Field(ge=0)
+    """Of one run; 0 where shapes did not tell."""
+
+
+class OnnxPackage(_Strict):
+    """`[onnx]`: graphs that together make a step, in the order in which they run, each fed what the one before gave.
+
+    The first takes `history` normalised states on the channel axis, the oldest first, and where it wants one the
+    lead step; the last gives the next state, or its tendency, in its first channels.
+    """
+
+    graphs: tuple[Graph, ...] = Field(min_length=1)
+    scale: int
+    precision: Literal["float16", "float32"]
+    history: Literal[1, 2] = 1
+    predicts: Literal["state", "tendency"] = "state"
+
+
 class ModelCard(_Strict):
-    """What `model.toml` says, one field per key. `files` maps each weight file to its sha256."""
+    """What `model.toml` says, one field per key. `files` maps each weight file to its sha256.
+
+    A model is weights of ours for an `architecture`, or an `onnx` package.
+    """
 
     format: Literal[1] = 1
     name: str = Field(min_length=1)
@@ -63,9 +92,10 @@ class ModelCard(_Strict):
     trained: bool
     licence: str
     channel_set: str
-    registration: Literal["nested", "pixel"] = "nested"
+    registration: Literal["nested", "pixel", "backbone"] = "nested"
     step_hours: int = Field(default=6, gt=0)
-    architecture: Architecture
+    architecture: Architecture | None = None
+    onnx: OnnxPackage | None = None
     statistics: Statistics
     provenance: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
@@ -74,21 +104,38 @@ class ModelCard(_Strict):
     def _fits_together(self) -> "ModelCard":
         channels = channel_set(self.channel_set)
         self.statistics.normalisation(channels)
-        if len(channels) != self.architecture.channels:
+        if (self.architecture is None) == (self.onnx is None):
+            raise ValueError("a model has an [architecture] or an [onnx] package, one of the two")
+        if self.architecture:
+            self._fits_architecture(self.architecture, channels)
+        if self.onnx:
+            self._fits_package(self.onnx)
+        self._steps_end_accumulations(channels)
+        for name, digest in self.files.items():
+            suits = self.onnx is not None or name.endswith(".safetensors")
+            if not suits or not _FILE_NAME.fullmatch(name) or not _SHA256.fullmatch(digest):
+                raise ValueError(
+                    f"files maps plain *.safetensors names (of an ONNX package any plain names) to sha256 sums; "
+                    f"got {name!r} = {digest!r}"
+                )
+        return self
+
+    def _fits_architecture(self, architecture: Architecture, channels: ChannelSet) -> None:
+        if len(channels) != architecture.channels:
             raise ValueError(
-                f"{self.channel_set} has {len(channels)} channels, the architecture {self.architecture.channels}"
+                f"{self.channel_set} has {len(channels)} channels, the architecture {architecture.channels}"
             )
-        if self.architecture.split == "token" and self.registration != "nested":
+        if self.registration == "backbone":
+            raise ValueError("weights of ours work on nine sub-fields: registration is nested or pixel")
+        if architecture.split == "token" and self.registration != "nested":
             raise ValueError(
                 "the token-level split works on pole-to-pole rows: its registration must be nested"
             )
-        self._steps_end_accumulations(channels)
-        for name, digest in self.files.items():
-            if not _FILE_NAME.fullmatch(name) or not _SHA256.fullmatch(digest):
-                raise ValueError(
-                    f"files maps plain *.safetensors names to sha256 sums; got {name!r} = {digest!r}"
-                )
-        return self
+
+    def _fits_package(self, package: OnnxPackage) -> None:
+        absent = [graph.file for graph in package.graphs if graph.file not in self.files]
+        if absent and self.files:
+            raise ValueError(f"files must list every graph of the package; it lacks {', '.join(absent)}")
 
     def _steps_end_accumulations(self, channels: ChannelSet) -> None:
         """A state accumulates over whole steps; otherwise its leads would end within what is accumulated."""
@@ -124,7 +171,10 @@ def write_card(folder: Path, card: ModelCard) -> None:
 
 
 def to_toml(content: dict[str, Any]) -> str:
-    """TOML text of nested tables with strings, numbers, booleans and arrays; `tomllib` reads back the same."""
+    """TOML text of nested tables, arrays of tables, strings, numbers, booleans and arrays; None is left out.
+
+    `tomllib` reads back the same.
+    """
     return "\n".join(_toml_lines(content, ())) + "\n"
 
 
@@ -143,15 +193,24 @@ def explain(error: ValidationError) -> str:
     return listed(problems)
 
 
-def _toml_lines(content: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+def _toml_lines(content: dict[str, Any], path: tuple[str, ...], *, each: bool = False) -> Iterator[str]:
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
+    arrays = {key: value for key, value in content.items() if _is_array_of_tables(value)}
     if path:
-        yield f"\n[{'.'.join(map(_toml_key, path))}]"
+        name = ".".join(map(_toml_key, path))
+        yield f"\n[[{name}]]" if each else f"\n[{name}]"
     for key, value in content.items():
-        if key not in tables:
+        if value is not None and key not in tables and key not in arrays:
             yield f"{_toml_key(key)} = {_toml_value(value)}"
     for key, table in tables.items():
         yield from _toml_lines(table, (*path, key))
+    for key, rows in arrays.items():
+        for row in rows:
+            yield from _toml_lines(row, (*path, key), each=True)
+
+
+def _is_array_of_tables(value: object) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 def _toml_key(key: str) -> str:

@@ -18,14 +18,8 @@ from jaxtyping import Int64
 from fengwu_ghr.catalogue import resolve_model
 from fengwu_ghr.checkpoint import Checkpoint
 from fengwu_ghr.config import ComputeSection, ForecastSection, RunConfig
-from fengwu_ghr.engine.torch_engine import (
-    BATCHES,
-    Compute,
-    activation_bytes,
-    check_device,
-    flops_per_step,
-    measured_flops_per_second,
-)
+from fengwu_ghr.engine import engines
+from fengwu_ghr.engine.torch_engine import Compute, check_device, measured_flops_per_second
 from fengwu_ghr.errors import OutputError, ResourceError, UsageError
 from fengwu_ghr.export import check_netcdf
 from fengwu_ghr.grib.decode import AnalysisPlan, plan_analysis
@@ -149,15 +143,20 @@ class ForecastPlan:
             ("products", f"{len(self.channels)} channels on {self.grid}"),
             ("disk", f"about {self.disk_bytes / 1e9:.2f} GB"),
             ("memory", f"{self.memory.peak / 2**30:.2f} of {self.memory.budget / 2**30:.2f} GiB ({parts})"),
-            ("compute", f"{self.memory.batch} of 9 sub-fields at a time, {self.threads} threads"),
-            ("time", f"about {self.seconds_per_step:.3g} s a step"),
+            ("compute", f"{self._how_computed}, {self.threads} threads"),
+            ("time", f"about {self.seconds_per_step:.3g} s a step" if self.seconds_per_step else "unknown"),
         ]
+
+    @property
+    def _how_computed(self) -> str:
+        device, weights = self.config.compute.device, self.memory.parts["weights"]
+        return engines.plan_in_words(self.checkpoint, self.memory.batch, device=device, weight_bytes=weights)
 
     @cached_property
     def seconds_per_step(self) -> float:
-        """A guess before the first step: counted operations over what a matrix product reaches here."""
+        """A guess before the first step: counted operations over what a matrix product reaches here; 0 for unknown."""
         reached = COMPUTE_EFFICIENCY * measured_flops_per_second(self.compute)
-        return flops_per_step(self.checkpoint.architecture) / reached
+        return engines.flops_per_step(self.checkpoint) / reached
 
 
 def plan_forecast(
@@ -180,6 +179,8 @@ def plan_forecast(
     if is_here:
         check_device(config.compute.device)
     checkpoint = checkpoint or Checkpoint.open(resolve_model(config.model.name))
+    if is_here:
+        engines.check(checkpoint, device=config.compute.device, precision=config.compute.precision)
     channels = select_channels(checkpoint.channels.channels, config.forecast)
     leads = select_leads(config.forecast, step_hours=checkpoint.card.step_hours)
     grid, rows, columns = select_area(checkpoint.grid.product, config.forecast.area)
@@ -265,9 +266,10 @@ def plan_memory(
     checkpoint: Checkpoint, analyses: Sequence[AnalysisPlan], config: RunConfig, *, threads: int
 ) -> MemoryPlan:
     """The largest useful batch of sub-fields that stays inside the budget; raises ResourceError when none does."""
-    plans = [memory_of(batch, checkpoint, analyses, config, threads=threads) for batch in BATCHES]
+    batches = engines.batches(checkpoint)
+    plans = [memory_of(batch, checkpoint, analyses, config, threads=threads) for batch in batches]
     for plan in plans:
-        if plan.peak <= plan.budget and (plan.batch == 1 or _is_useful(plan, config.compute)):
+        if plan.peak <= plan.budget and (plan.batch == batches[-1] or _is_useful(plan, config.compute)):
             return plan
     needed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.parts.items())
     raise ResourceError(
@@ -290,16 +292,16 @@ def memory_of(
     state = field * len(checkpoint.channels)
     parts = {
         "process": BASE_BYTES,
-        "weights": sum((checkpoint.folder / name).stat().st_size for name in checkpoint.card.files),
         "input fields": sum(analysis.bytes for analysis in analyses),
         "master states": state * checkpoint.history,
         "state being written": state * checkpoint.history,
-        "shared tendencies": (state + 2 * field) if checkpoint.architecture.sharing else 0,
         "fields being written": 8 * field * threads,
-        "activations": activation_bytes(checkpoint.architecture, batch),
         "verification": VERIFIED_FIELDS * field * threads if config.is_verified_online else 0,
     }
-    return MemoryPlan(parts, batch, config.compute.memory_budget or int(MEMORY_SHARE * available_memory()))
+    budget = config.compute.memory_budget or int(MEMORY_SHARE * available_memory())
+    room = budget - sum(parts.values())
+    parts |= engines.step_bytes(checkpoint, batch, device=config.compute.device, room=room)
+    return MemoryPlan(parts, batch, budget)
 
 
 def _is_useful(plan: MemoryPlan, compute: ComputeSection) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from fengwu_ghr.config import RunConfig
-from fengwu_ghr.engine.torch_engine import numerics
+from fengwu_ghr.engine.engines import numerics
 from fengwu_ghr.errors import InputError
 from fengwu_ghr.forecast import Reporter, run_forecast
 from fengwu_ghr.preflight import ForecastPlan, plan_forecast
@@ -130,7 +130,7 @@ def _hashes(analyses: list[list[dict[str, Any]]]) -> list[list[str]]:
 
 
 def _causes(plan: ForecastPlan, recorded: Mapping[str, Any]) -> tuple[str, ...]:
-    found = differing(recorded["numerics"], numerics(plan.compute))
+    found = differing(recorded["numerics"], numerics(plan.checkpoint, plan.compute))
     return tuple(f"numerics: {name} {old} recorded, {new} now" for name, old, new in sorted(found))
 
 

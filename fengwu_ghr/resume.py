@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from fengwu_ghr.engine.torch_engine import Compute, numerics
+from fengwu_ghr.engine.engines import numerics
+from fengwu_ghr.engine.torch_engine import Compute
 from fengwu_ghr.errors import ResourceError, UsageError
 from fengwu_ghr.preflight import ForecastPlan
 from fengwu_ghr.skeleton import check_resumable
@@ -88,7 +89,7 @@ def settle_compute(plan: ForecastPlan, attempt: Attempt) -> tuple[Compute, list[
     if not is_accepted:
         compute = replace(compute, **{name: before[name] for name in REUSED_NUMERICS})
         check_budget(plan, compute.batch)
-    now = numerics(compute)
+    now = numerics(plan.checkpoint, compute)
     changed = [f"{name}: {old} -> {new}" for name, old, new in differing(before, now)]
     if changed and not is_accepted:
         raise UsageError(

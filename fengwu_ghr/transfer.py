@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fengwu_ghr.attention.window import from_windows, self_attention, to_windows
-from fengwu_ghr.backbone import DECONVOLUTION, EPSILON, Architecture, Backbone, Linear, LinearFactory
-from fengwu_ghr.diffusion import Diffusion
+from fengwu_ghr.backbone import DECONVOLUTION, EPSILON, Architecture, Backbone, Linear, LinearFactory, Step
+from fengwu_ghr.diffusion import Diffusion, set_for
 from fengwu_ghr.forcing import STATIC, ForcingFields
 from fengwu_ghr.grid import SUBFIELDS_PER_AXIS, NetworkGrid
 from fengwu_ghr.sharing import Sharing
@@ -75,7 +75,7 @@ class AdaptedLinear(Linear):
         self.lora_b = nn.Parameter(torch.empty(steps, outputs, rank))
 
     def forward(
-        self, tokens: Float[Tensor, "*place inputs"], step: int | None = None
+        self, tokens: Float[Tensor, "*place inputs"], step: Step | None = None
     ) -> Float[Tensor, "*place outputs"]:
         base = super().forward(tokens)
         if step is None:
@@ -84,11 +84,11 @@ class AdaptedLinear(Linear):
         narrow = F.linear(tokens, down).flatten(0, -2)
         return torch.addmm(base.flatten(0, -2), narrow, up.T, alpha=self.gain).view_as(base)
 
-    def adapter(self, step: int) -> tuple[Float[Tensor, "rank inputs"], Float[Tensor, "outputs rank"]]:
+    def adapter(self, step: Step) -> tuple[Float[Tensor, "rank inputs"], Float[Tensor, "outputs rank"]]:
         """(A_s, B_s) of the set that serves this lead step; lead steps count from 0."""
-        if step < 0:
+        if isinstance(step, int) and step < 0:
             raise ValueError(f"lead steps count from 0; got {step}")
-        index = min(step // self.group, self.lora_a.shape[0] - 1)
+        index = set_for(step, group=self.group, sets=self.lora_a.shape[0])
         return self.lora_a[index], self.lora_b[index]
 
 

@@ -37,6 +37,7 @@ NETWORK = (
     "initialise",
     "checkpoint",
     "catalogue",
+    "onnx_export",
     "engine",
     "training",
 )
@@ -49,6 +50,8 @@ FENCES = {
     "tensorstore": ("store",),
     "torch": NETWORK,
     "safetensors": NETWORK,
+    "onnx": ("graphs",),
+    "onnxruntime": ("engine.onnx_engine",),
     "jax": ("training.harmonics", "training.simulator"),
     "jcm": ("training.simulator",),
     "dinosaur": ("training.harmonics", "training.simulator"),
