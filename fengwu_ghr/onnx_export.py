@@ -34,7 +34,8 @@ Packaging = Literal["single", "chain"]
 Precision = Literal["float32", "float16"]
 Where = Literal["network", "backbone"]
 Tokens = Float[Tensor, "batch token width"]
-State = Float[Tensor, "one inputs row column"]
+States = Float[Tensor, "one inputs row column"]
+State = Float[Tensor, "one channel row column"]
 LeadStep = Int64[Tensor, ""]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -59,7 +60,7 @@ class Parts(nn.Module):
         """Whether what is decoded depends on the state itself."""
         return self.diffusion is not None
 
-    def encode(self, state: State) -> Tokens:
+    def encode(self, state: States) -> Tokens:
         fields = split(state) if self.is_whole else state
         return self.model.backbone.embed(fields).flatten(1, 2)
 
@@ -76,7 +77,7 @@ class Parts(nn.Module):
         is_block = isinstance(layer, type(self.model.backbone.blocks[0]))
         return (layer(grid, step) if is_block else layer(grid)).flatten(1, 2)
 
-    def decode(self, tokens: Tokens, step: LeadStep, state: State | None) -> State:
+    def decode(self, tokens: Tokens, step: LeadStep, state: States | None) -> State:
         decoded = self.model.backbone.decoder(tokens.unflatten(1, self.architecture.token_shape))
         if not self.is_whole:
             return decoded
@@ -103,7 +104,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.parts = parts
 
-    def forward(self, state: State, step: LeadStep) -> tuple[Tensor, ...]:
+    def forward(self, state: States, step: LeadStep) -> tuple[Tensor, ...]:
         kept = (state.clone(),) if self.parts.needs_state else ()
         return self.parts.encode(state), step + 0, *kept
 
@@ -116,7 +117,7 @@ class Layer(nn.Module):
         self.layer = layer
         self._apply_layer = parts.apply_layer
 
-    def forward(self, tokens: Tokens, step: LeadStep, *state: State) -> tuple[Tensor, ...]:
+    def forward(self, tokens: Tokens, step: LeadStep, *state: States) -> tuple[Tensor, ...]:
         return self._apply_layer(self.layer, tokens, step), step + 0, *(one.clone() for one in state)
 
 
@@ -127,7 +128,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.parts = parts
 
-    def forward(self, tokens: Tokens, step: LeadStep, *state: State) -> Tensor:
+    def forward(self, tokens: Tokens, step: LeadStep, *state: States) -> Tensor:
         return self.parts.decode(tokens, step, state[0] if state else None)
 
 
@@ -142,7 +143,7 @@ class Whole(nn.Module):
         super().__init__()
         self.parts = parts
 
-    def forward(self, input: State, step: LeadStep | None = None) -> Tensor:
+    def forward(self, input: States, step: LeadStep | None = None) -> Tensor:
         told = torch.zeros((), dtype=torch.int64) if step is None else step
         tokens = self.parts.encode(input)
         for layer in self.parts.layers():

@@ -143,10 +143,10 @@ class OnnxStepper:
             _ort().OrtValue.ortvalue_from_numpy(np.array(index, np.int64)),
         ]
         for number, graph in enumerate(self._package.graphs):
-            session = self._pool.fetch(number)
             is_last = number == len(self._package.graphs) - 1
             with self._errors(graph):
-                given = self._run_graph(session, graph, given, is_last=is_last)
+                # No name for the session here: what must go goes before the next is loaded.
+                given = self._run_graph(self._pool.fetch(number), graph, given, is_last=is_last)
             if watched and not _is_finite(given[0]):
                 raise _not_finite(graph, index)
         return given[0]
@@ -160,7 +160,7 @@ class OnnxStepper:
         binding = session.io_binding()
         for value, wanted in zip(given, inputs):
             _bind_input(binding, wanted.name, value)
-        result = self._output() if is_last else None
+        result = self._output(outputs[0].shape[1]) if is_last else None
         if result is not None:
             shape = tuple(result.shape)
             binding.bind_output(outputs[0].name, device, 0, _numpy(self._dtype), shape, result.data_ptr())
@@ -186,10 +186,8 @@ class OnnxStepper:
             )
         return fed
 
-    def _output(self) -> Tensor:
-        """Room for what the last graph gives: as many channels as it says, else those of a state."""
-        session = self._pool.fetch(len(self._package.graphs) - 1)
-        told = session.get_outputs()[0].shape[1]
+    def _output(self, told: int | str | None) -> Tensor:
+        """Room for what the last graph gives: as many channels as it says, else those of its input."""
         channels = told if isinstance(told, int) else self.history * len(self.channel_set)
         return torch.empty(1, channels, *self.network.shape, dtype=self._dtype, device=self._compute.device)
 

@@ -1,0 +1,217 @@
+"""ONNX packages step as the torch models they were made of; memory, step and precision are what they are said to be."""
+
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from packages import made, states_of
+
+from fengwu_ghr.checkpoint import Checkpoint, load_model
+from fengwu_ghr.engine import engines, onnx_engine
+from fengwu_ghr.engine.engines import stepper_for
+from fengwu_ghr.engine.onnx_engine import OnnxStepper, loaded_bytes
+from fengwu_ghr.engine.stepper import Stepper
+from fengwu_ghr.engine.torch_engine import Compute
+from fengwu_ghr.errors import ConformanceError, UsageError
+from fengwu_ghr.onnx_export import export_onnx
+from fengwu_ghr.progress import Silence
+
+TIME = datetime(2024, 1, 1)
+COMPUTE = Compute(threads=1, batch=9)
+EVERYTHING = 2**40
+
+
+@pytest.fixture(scope="module")
+def ghr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Checkpoint]:
+    """As the GHR package: a chain, 74 channels, pixel registration, an adapter for every step, states come out."""
+    folder = tmp_path_factory.mktemp("ghr")
+    model = made(folder / "torch", "ghr-74", predicts="state")
+    return model, export_onnx(model, folder / "onnx", packaging="chain", progress=Silence())
+
+
+@pytest.fixture(scope="module")
+def fengwu(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Checkpoint]:
+    """As FengWu: one graph on the backbone grid, two states in, 138 channels in and out."""
+    folder = tmp_path_factory.mktemp("fengwu")
+    shape = {"history": 2, "predicts": "state", "lora_steps": 0, "res_after": ()}
+    model = made(folder / "torch", "fengwu-69", **shape)
+    return model, export_onnx(model, folder / "onnx", packaging="single", where="backbone", progress=Silence())
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Checkpoint]:
+    """As our own: nested, tendencies, sharing and diffusion, in half precision."""
+    folder = tmp_path_factory.mktemp("ours")
+    model = made(folder / "torch", "ghr-69", registration="nested", sharing=1, diffusion=True)
+    made_of = export_onnx(model, folder / "onnx", packaging="chain", precision="float16", progress=Silence())
+    return model, made_of
+
+
+def forecast(
+    model: Checkpoint, states: list[np.ndarray], *, steps: int = 4, bytes_: int = EVERYTHING
+) -> list[np.ndarray]:
+    stepper = stepper_for(model, COMPUTE, weight_bytes=bytes_)
+    assert isinstance(stepper, Stepper)
+    stepper.put(states, TIME)
+    found = []
+    for index in range(steps):
+        stepper.step(index)
+        found.append(np.empty_like(states[0]))
+        stepper.get(found[-1])
+    return found
+
+
+def test_a_chain_steps_as_the_model_it_was_made_of(
+    ghr: tuple[Checkpoint, Checkpoint], rng: np.random.Generator
+) -> None:
+    states = states_of(ghr[0], rng)
+    wanted, found = (forecast(model, states) for model in ghr)
+    for one, other in zip(wanted, found):
+        np.testing.assert_allclose(other, one, atol=1e-4)
+    assert np.abs(wanted[3] - wanted[0]).max() > 0.01  # adapters and states both move
+
+
+def test_names_and_shapes_are_those_of_the_published_package(ghr: tuple[Checkpoint, Checkpoint]) -> None:
+    from fengwu_ghr.graphs import OnnxFile
+
+    package = ghr[1].onnx
+    assert package is not None
+    names = [graph.file for graph in package.graphs]
+    assert names == ["encoder.onnx", "block_0.onnx", "block_1.onnx", "block_2.onnx", "decoder.onnx"]
+    first, block, last = (OnnxFile(ghr[1].folder / names[i]) for i in (0, 1, -1))
+    rows, columns = ghr[1].grid.shape
+    assert [v.shape for v in first.inputs] == [(1, 74, rows, columns), ()]
+    assert [v.type for v in block.inputs] == ["float32", "int64"]
+    assert block.inputs[0].shape == (9, 6 * 12, 16) == block.outputs[0].shape
+    assert [(v.name, v.shape) for v in last.outputs] == [("output", (1, 74, rows, columns))]
+
+
+def test_the_lead_step_reaches_the_adapters(
+    ghr: tuple[Checkpoint, Checkpoint], rng: np.random.Generator
+) -> None:
+    states, out = states_of(ghr[1], rng), []
+    for index in (0, 2):
+        stepper = stepper_for(ghr[1], COMPUTE, weight_bytes=EVERYTHING)
+        stepper.put(states, TIME)
+        stepper.step(index)
+        out.append(np.empty_like(states[0]))
+        stepper.get(out[-1])
+    assert np.abs(out[0] - out[1]).max() > 1e-3
+
+
+def test_a_small_pool_gives_the_same_bits(
+    ghr: tuple[Checkpoint, Checkpoint], rng: np.random.Generator
+) -> None:
+    package = ghr[1].onnx
+    assert package is not None
+    states, tight = states_of(ghr[1], rng), max(loaded_bytes(package, "cpu"))
+    for one, other in zip(forecast(ghr[1], states), forecast(ghr[1], states, bytes_=tight)):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_two_states_go_in_and_the_first_half_comes_out(
+    fengwu: tuple[Checkpoint, Checkpoint], rng: np.random.Generator
+) -> None:
+    model, package = fengwu
+    assert package.grid.shape == package.grid.product.shape == (19, 36)
+    assert package.history == 2
+    states = states_of(package, rng)
+    found = forecast(package, states)
+    backbone, pair = load_model(model).backbone, [torch.from_numpy(state)[None] for state in states]
+    for one in found:
+        with torch.inference_mode():
+            pair = [pair[1], backbone(torch.cat(pair, dim=1))]
+        np.testing.assert_allclose(one, pair[1][0].numpy(), atol=1e-4)
+
+
+def test_half_precision_differs_by_its_rounding(
+    ours: tuple[Checkpoint, Checkpoint], rng: np.random.Generator
+) -> None:
+    model, package = ours
+    states = states_of(model, rng)
+    wanted, found = (forecast(one, states) for one in ours)
+    scale = max(float(np.abs(a - states[0]).max()) for a in wanted)
+    for one, other in zip(wanted, found):
+        assert 0 < np.abs(one - other).max() < 0.02 * scale
+    temperature = found[-1][package.channels.names.index("t500")]
+    half = temperature.shape[1] // 2
+    np.testing.assert_array_equal(temperature[0, half:], temperature[2, :half])
+
+
+def test_numerics_tell_the_engine_and_its_version(ghr: tuple[Checkpoint, Checkpoint]) -> None:
+    found = engines.numerics(ghr[1], COMPUTE)
+    assert found["engine"] == "onnxruntime"
+    assert found["precision"] == "float32"
+    assert found == stepper_for(ghr[1], COMPUTE, weight_bytes=EVERYTHING).numerics
+
+
+def test_another_precision_is_refused(ghr: tuple[Checkpoint, Checkpoint]) -> None:
+    with pytest.raises(UsageError, match="compute in float32; leave --precision bfloat16 out"):
+        engines.check(ghr[1], device="cpu", precision="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "message"),
+    [
+        ((), "cpu", r"need onnxruntime here: pip install 'fengwu_ghr\[onnx\]'"),
+        (("onnxruntime",), "cuda", r"need onnxruntime-gpu here: .*\[onnx-gpu\].* pip uninstall onnxruntime before"),
+        (("onnxruntime", "onnxruntime-gpu"), "cpu", "both installed and lie in one folder: pip uninstall both"),
+    ],
+)
+def test_the_runtime_must_be_the_one_for_the_device(
+    there: tuple[str, ...], device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_engine, "_is_installed", lambda name: name in there)
+    with pytest.raises(UsageError, match=message):
+        onnx_engine.runtime(device)
+
+
+def test_the_build_for_gpus_serves_a_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_engine, "_is_installed", lambda name: name == "onnxruntime-gpu")
+    assert onnx_engine.runtime("cpu") == onnx_engine.runtime("cuda") == "onnxruntime-gpu"
+
+
+def test_a_state_beyond_half_precision_is_named(
+    ours: tuple[Checkpoint, Checkpoint], rng: np.random.Generator
+) -> None:
+    states = states_of(ours[1], rng)
+    states[0][3, 4, 5] = 1e5
+    stepper = stepper_for(ours[1], COMPUTE, weight_bytes=EVERYTHING)
+    stepper.put(states, TIME)
+    with pytest.raises(ConformanceError, match="before lead step 0 is beyond what float16 holds .* worst in z700"):
+        stepper.step(0)
+
+
+def test_numbers_that_are_not_finite_are_named_by_the_graph_they_come_from(
+    ghr: tuple[Checkpoint, Checkpoint], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    from fengwu_ghr.convert import About, convert
+
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for path in ghr[1].folder.glob("*.onnx"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    block = onnx.load(folder / "block_1.onnx")
+    weight = next(w for w in block.graph.initializer if w.dims == [48, 16] or w.dims == [16, 48])
+    values = numpy_helper.to_array(weight).copy()
+    values[0, 0] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(block, folder / "block_1.onnx")
+    statistics = _saved(ghr[1], tmp_path)
+    broken = convert(folder, tmp_path / "model", About(scale=40, statistics=statistics))
+    stepper = OnnxStepper(broken, COMPUTE, weight_bytes=EVERYTHING)
+    stepper.put(states_of(broken, rng), TIME)
+    with pytest.raises(ConformanceError, match=r"not finite after lead step 0, first in what block_1\.onnx gives"):
+        stepper.step(0)
+
+
+def _saved(model: Checkpoint, folder: Path) -> tuple[Path, Path]:
+    paths = folder / "mean.npy", folder / "std.npy"
+    for path, values in zip(paths, (model.normalisation.mean, model.normalisation.std)):
+        np.save(path, values)
+    return paths
