@@ -8,7 +8,9 @@ import typer
 
 from fengwu_ghr.options import Quiet, Verbose, verb
 
-app = typer.Typer(no_args_is_help=True, help="List, create, verify, convert and export checkpoints.", rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True, help="List, create, verify, convert and export checkpoints.", rich_markup_mode=None
+)
 
 
 @app.command("list", epilog="Example: fengwu-ghr models list")
@@ -77,17 +79,23 @@ def models_verify(
 )
 @verb
 def models_convert(
-    path: Annotated[Path, typer.Argument(help="An .onnx file, or the folder of encoder, blocks and decoder.")],
+    path: Annotated[
+        Path, typer.Argument(help="An .onnx file, or the folder of encoder, blocks and decoder.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder of the new checkpoint; files are linked or copied.")],
     statistics: Annotated[
         list[Path] | None,
-        typer.Option(help="Mean and std, as two .npy files or as GHR's .json; default those beside the graphs."),
+        typer.Option(
+            help="Mean and std, as two .npy files or as GHR's .json; default those beside the graphs."
+        ),
     ] = None,
     channels: Annotated[str | None, typer.Option(help="Channel set; default told by the input.")] = None,
     registration: Annotated[
         str | None, typer.Option(help="pixel (as published), nested or backbone; default told by the input.")
     ] = None,
-    scale: Annotated[int | None, typer.Option(help="Grid steps k times as wide, where the size is open.")] = None,
+    scale: Annotated[
+        int | None, typer.Option(help="Grid steps k times as wide, where the size is open.")
+    ] = None,
     predicts: Annotated[
         Literal["state", "tendency"], typer.Option(help="What comes out; published weights give states.")
     ] = "state",
@@ -106,7 +114,8 @@ def models_convert(
 
 
 @app.command(
-    "export-onnx", epilog="Example: fengwu-ghr models export-onnx ghr-demo --packaging chain --output demo-onnx"
+    "export-onnx",
+    epilog="Example: fengwu-ghr models export-onnx ghr-demo --packaging chain --output demo-onnx",
 )
 @verb
 def models_export_onnx(
@@ -114,12 +123,18 @@ def models_export_onnx(
     output: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
     packaging: Annotated[
         Literal["single", "chain"],
-        typer.Option(help="single: one graph, as FengWu; chain: encoder, blocks, decoder, as the GHR package."),
+        typer.Option(
+            help="single: one graph, as FengWu; chain: encoder, blocks, decoder, as the GHR package."
+        ),
     ] = "chain",
-    precision: Annotated[Literal["float32", "float16"], typer.Option(help="Of weights and fields.")] = "float32",
+    precision: Annotated[
+        Literal["float32", "float16"], typer.Option(help="Of weights and fields.")
+    ] = "float32",
     grid: Annotated[
         Literal["network", "backbone"],
-        typer.Option(help="network: the whole model; backbone: the pretrained network alone, on its own grid."),
+        typer.Option(
+            help="network: the whole model; backbone: the pretrained network alone, on its own grid."
+        ),
     ] = "network",
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -12,7 +12,15 @@ from fengwu_ghr.model_card import ModelCard, Statistics
 from fengwu_ghr.normalise import standard_statistics
 from fengwu_ghr.variables import channel_set
 
-SMALL = {"width": 16, "heads": 2, "decoder_width": 16, "depth": 2, "res_after": (1,), "lora_steps": 4, "lora_rank": 2}
+SMALL = {
+    "width": 16,
+    "heads": 2,
+    "decoder_width": 16,
+    "depth": 2,
+    "res_after": (1,),
+    "lora_steps": 4,
+    "lora_rank": 2,
+}
 
 
 def small(channels: str, **changes: object) -> Architecture:

@@ -82,5 +82,7 @@ def test_a_plan_in_words() -> None:
 
 
 def test_a_graph_that_does_not_fit_alone_is_an_error() -> None:
-    with pytest.raises(ResourceError, match=r"graph 1 takes 2\.00 GiB, and 1\.00 GiB are left .* raise --memory-budget"):
+    with pytest.raises(
+        ResourceError, match=r"graph 1 takes 2\.00 GiB, and 1\.00 GiB are left .* raise --memory-budget"
+    ):
         PoolPlan.of([1, 2**31], 2**30)

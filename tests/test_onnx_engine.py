@@ -1,22 +1,32 @@
 """ONNX packages step as the torch models they were made of; memory, step and precision are what they are said to be."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from packages import made, states_of
+from seasons import shards
 
 from fengwu_ghr.checkpoint import Checkpoint, load_model
+from fengwu_ghr.config import RunConfig
 from fengwu_ghr.engine import engines, onnx_engine
 from fengwu_ghr.engine.engines import stepper_for
 from fengwu_ghr.engine.onnx_engine import OnnxStepper, loaded_bytes
 from fengwu_ghr.engine.stepper import Stepper
 from fengwu_ghr.engine.torch_engine import Compute
-from fengwu_ghr.errors import ConformanceError, UsageError
+from fengwu_ghr.errors import ConformanceError, ResourceError, UsageError
+from fengwu_ghr.forecast import run_forecast
+from fengwu_ghr.grib.encode import GribEncoder, write_messages
+from fengwu_ghr.grid import regular_grid
 from fengwu_ghr.onnx_export import export_onnx
+from fengwu_ghr.preflight import plan_forecast
 from fengwu_ghr.progress import Silence
+from fengwu_ghr.store import RunStore
+from fengwu_ghr.synthetic import INITIAL_TIME, synthetic_state
+from fengwu_ghr.variables import channel_set
 
 TIME = datetime(2024, 1, 1)
 COMPUTE = Compute(threads=1, batch=9)
@@ -37,7 +47,9 @@ def fengwu(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Checkp
     folder = tmp_path_factory.mktemp("fengwu")
     shape = {"history": 2, "predicts": "state", "lora_steps": 0, "res_after": ()}
     model = made(folder / "torch", "fengwu-69", **shape)
-    return model, export_onnx(model, folder / "onnx", packaging="single", where="backbone", progress=Silence())
+    return model, export_onnx(
+        model, folder / "onnx", packaging="single", where="backbone", progress=Silence()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +168,16 @@ def test_another_precision_is_refused(ghr: tuple[Checkpoint, Checkpoint]) -> Non
     ("there", "device", "message"),
     [
         ((), "cpu", r"need onnxruntime here: pip install 'fengwu_ghr\[onnx\]'"),
-        (("onnxruntime",), "cuda", r"need onnxruntime-gpu here: .*\[onnx-gpu\].* pip uninstall onnxruntime before"),
-        (("onnxruntime", "onnxruntime-gpu"), "cpu", "both installed and lie in one folder: pip uninstall both"),
+        (
+            ("onnxruntime",),
+            "cuda",
+            r"need onnxruntime-gpu here: .*\[onnx-gpu\].* pip uninstall onnxruntime before",
+        ),
+        (
+            ("onnxruntime", "onnxruntime-gpu"),
+            "cpu",
+            "both installed and lie in one folder: pip uninstall both",
+        ),
     ],
 )
 def test_the_runtime_must_be_the_one_for_the_device(
@@ -180,7 +200,9 @@ def test_a_state_beyond_half_precision_is_named(
     states[0][3, 4, 5] = 1e5
     stepper = stepper_for(ours[1], COMPUTE, weight_bytes=EVERYTHING)
     stepper.put(states, TIME)
-    with pytest.raises(ConformanceError, match="before lead step 0 is beyond what float16 holds .* worst in z700"):
+    with pytest.raises(
+        ConformanceError, match="before lead step 0 is beyond what float16 holds .* worst in z700"
+    ):
         stepper.step(0)
 
 
@@ -206,7 +228,9 @@ def test_numbers_that_are_not_finite_are_named_by_the_graph_they_come_from(
     broken = convert(folder, tmp_path / "model", About(scale=40, statistics=statistics))
     stepper = OnnxStepper(broken, COMPUTE, weight_bytes=EVERYTHING)
     stepper.put(states_of(broken, rng), TIME)
-    with pytest.raises(ConformanceError, match=r"not finite after lead step 0, first in what block_1\.onnx gives"):
+    with pytest.raises(
+        ConformanceError, match=r"not finite after lead step 0, first in what block_1\.onnx gives"
+    ):
         stepper.step(0)
 
 
@@ -215,3 +239,105 @@ def _saved(model: Checkpoint, folder: Path) -> tuple[Path, Path]:
     for path, values in zip(paths, (model.normalisation.mean, model.normalisation.std)):
         np.save(path, values)
     return paths
+
+
+def analysis_of(path: Path, channels: str, *, hours: tuple[int, ...] = (0,)) -> Path:
+    """The synthetic atmosphere at these hours, as six-hour forecasts, whose accumulations are those wanted."""
+    chosen, encoder = channel_set(channels).channels, GribEncoder(regular_grid(5))
+    messages = []
+    for hour in hours:
+        time = INITIAL_TIME + timedelta(hours=hour)
+        state = synthetic_state(regular_grid(5), chosen, initial_time=time)
+        lead = timedelta(hours=6)
+        messages += [(c, encoder.encode(c, state[c], initial_time=time - lead, lead=lead)) for c in chosen]
+    write_messages(path, messages)
+    return path
+
+
+class Quiet:
+    """A reporter; stops the run after so many steps."""
+
+    def __init__(self, stop_after: int = 99) -> None:
+        self.stop_after = stop_after
+
+    def note(self, text: str) -> None: ...
+
+    def begin(self, done: int, total: int) -> None: ...
+
+    def stepped(self, done: int, lead: timedelta) -> None:
+        if done >= self.stop_after:
+            raise KeyboardInterrupt
+
+
+def run(
+    model: Checkpoint, analysis: Path, store: Path, *, reporter: Quiet | None = None, **compute: object
+) -> Path:
+    tree = {
+        "model": {"name": str(model.folder)},
+        "input": {"files": (analysis,)},
+        "forecast": {"lead_time_hours": 24},
+        "output": {"zarr": store, "grib": store.with_suffix(".grib")},
+        "compute": {"threads": 1} | compute,
+    }
+    return run_forecast(RunConfig.model_validate(tree), reporter=reporter or Quiet()).store
+
+
+def test_the_ghr_package_from_grib_to_products_within_a_budget(
+    ghr: tuple[Checkpoint, Checkpoint], tmp_path: Path
+) -> None:
+    from fengwu_ghr.convert import About, convert
+
+    published = tmp_path / "published"
+    published.mkdir()
+    for path in ghr[1].folder.glob("*.onnx"):
+        (published / path.name).write_bytes(path.read_bytes())
+    model = convert(published, tmp_path / "model", About(scale=40, statistics=_saved(ghr[1], tmp_path)))
+    analysis = analysis_of(tmp_path / "analysis.grib2", "ghr-74")
+    wanted, found = (run(one, analysis, tmp_path / f"{one.folder.name}.zarr") for one in (ghr[0], model))
+    with xr.open_zarr(wanted) as one, xr.open_zarr(found) as other:
+        assert other.sizes["prediction_timedelta"] == 5
+        assert {"tp6h", "tcc", "100u"} <= set(map(str, other.data_vars))
+        for name in ("z", "t", "tp6h", "10v"):
+            spread = float(one[name].std())
+            np.testing.assert_allclose(other[name].values, one[name].values, atol=1e-4 * spread)
+            assert float(np.abs(one[name][0, -1] - one[name][0, 0]).max()) > 0.01 * spread
+    assert len(list(found.with_suffix(".grib").glob("*.grib2"))) == 5
+    with RunStore.open(found) as store:
+        recorded = store.provenance(INITIAL_TIME)
+    assert recorded is not None
+    assert recorded["numerics"]["engine"] == "onnxruntime"
+
+
+def test_the_graph_of_fengwu_resumes_to_the_same_bytes(
+    fengwu: tuple[Checkpoint, Checkpoint], tmp_path: Path
+) -> None:
+    analysis = analysis_of(tmp_path / "both.grib2", "fengwu-69", hours=(-6, 0))
+    whole = run(fengwu[1], analysis, tmp_path / "whole.zarr")
+    with pytest.raises(KeyboardInterrupt):
+        run(fengwu[1], analysis, tmp_path / "stopped.zarr", reporter=Quiet(stop_after=2))
+    stopped = run(fengwu[1], analysis, tmp_path / "stopped.zarr")
+    assert shards(stopped) == shards(whole)
+    with xr.open_zarr(whole) as found:
+        assert found["t"].shape == (1, 5, 13, 19, 36)
+        assert np.isfinite(found["t"]).all()
+
+
+def test_a_budget_below_the_largest_graph_is_refused_before_anything_runs(
+    ghr: tuple[Checkpoint, Checkpoint], tmp_path: Path
+) -> None:
+    analysis = analysis_of(tmp_path / "analysis.grib2", "ghr-74")
+    with pytest.raises(ResourceError, match=r"this forecast needs .*weights .*raise --memory-budget"):
+        run(ghr[1], analysis, tmp_path / "run.zarr", memory_budget=2**20)
+
+
+def test_the_plan_says_which_graphs_stay(ghr: tuple[Checkpoint, Checkpoint], tmp_path: Path) -> None:
+    analysis = analysis_of(tmp_path / "analysis.grib2", "ghr-74")
+    tree = {
+        "model": {"name": str(ghr[1].folder)},
+        "input": {"files": (analysis,)},
+        "forecast": {"lead_time_hours": 24},
+        "output": {"zarr": tmp_path / "run.zarr"},
+    }
+    plan = plan_forecast(RunConfig.model_validate(tree))
+    assert dict(plan.facts())["compute"].startswith("5 of 5 graphs stay loaded, ")
+    assert plan.seconds_per_step > 0
