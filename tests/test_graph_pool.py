@@ -41,7 +41,7 @@ def best_possible(sizes: Sequence[int], budget: int, *, rounds: int) -> int:
     for now, number in enumerate(future):
         if number not in held:
             while held and sum(sizes[one] for one in held) + sizes[number] > budget:
-                held.remove(max(held, key=lambda one: (future[now:] + [one]).index(one)))
+                held.remove(max(held, key=lambda one: [*future[now:], one].index(one)))
             held.add(number)
             loads += 1
     return loads
