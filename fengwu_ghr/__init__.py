@@ -56,7 +56,7 @@ Read the package in the order of this list: a module uses only modules above it.
     model_card            model.toml: what a forecast must know about its weights, read strictly
     checkpoint            model.toml and safetensors or ONNX graphs, strict and hashed
     catalogue             where a model name is found; untrained models made on first use
-    graphs                what an ONNX file holds
+    onnx_files            what an ONNX file holds
     convert               ONNX files -> a checkpoint, or what does not fit
     onnx_export           checkpoints of ours as ONNX graphs
     engine.stepper        Stepper: what a rollout needs from a network

@@ -21,10 +21,10 @@ from pydantic import ValidationError
 from fengwu_ghr.checkpoint import Checkpoint, hash_of
 from fengwu_ghr.durable import flush_tree
 from fengwu_ghr.errors import OutputError, UsageError
-from fengwu_ghr.graphs import OnnxFile, Value, check_chain
 from fengwu_ghr.grid import SCALES, NetworkGrid
 from fengwu_ghr.model_card import Graph, ModelCard, OnnxPackage, Statistics, explain, write_card
 from fengwu_ghr.normalise import Normalisation
+from fengwu_ghr.onnx_files import OnnxFile, Value, check_chain
 from fengwu_ghr.variables import ChannelSet, channel_set
 
 GHR_LEVELS = (

@@ -24,9 +24,9 @@ from fengwu_ghr.convert import costs, save_package
 from fengwu_ghr.diffusion import Diffusion
 from fengwu_ghr.durable import make_folder, writing
 from fengwu_ghr.errors import OutputError, UsageError
-from fengwu_ghr.graphs import INSTALL, OnnxFile
 from fengwu_ghr.grid import NetworkGrid
 from fengwu_ghr.model_card import OnnxPackage
+from fengwu_ghr.onnx_files import INSTALL, OnnxFile
 from fengwu_ghr.progress import Progress
 from fengwu_ghr.transfer import TransferModel, recombine, split
 

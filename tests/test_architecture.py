@@ -50,7 +50,7 @@ FENCES = {
     "tensorstore": ("store",),
     "torch": NETWORK,
     "safetensors": NETWORK,
-    "onnx": ("graphs",),
+    "onnx": ("onnx_files",),
     "onnxruntime": ("engine.onnx_engine",),
     "jax": ("training.harmonics", "training.simulator"),
     "jcm": ("training.simulator",),

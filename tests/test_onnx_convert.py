@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fengwu_ghr.checkpoint import Checkpoint
 from fengwu_ghr.convert import GHR_LEVELS, About, convert, graphs_at
 from fengwu_ghr.errors import OutputError, UsageError
-from fengwu_ghr.graphs import OnnxFile
+from fengwu_ghr.onnx_files import OnnxFile
 from fengwu_ghr.variables import channel_set
 
 KINDS = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}

@@ -87,7 +87,7 @@ def test_a_chain_steps_as_the_model_it_was_made_of(
 
 
 def test_names_and_shapes_are_those_of_the_published_package(ghr: tuple[Checkpoint, Checkpoint]) -> None:
-    from fengwu_ghr.graphs import OnnxFile
+    from fengwu_ghr.onnx_files import OnnxFile
 
     package = ghr[1].onnx
     assert package is not None
