@@ -49,9 +49,10 @@ Read the package in the order of this list: a module uses only modules above it.
     attention.window      exact attention inside windows of the sphere
     forcing               orography, land, sun: what a network may be told beside the state
     backbone              the 0.25-degree network on one page
+    res                   the nine exchange what each did not see
     sharing               tendencies of the nine averaged with their neighbours
     diffusion             departures from the mean state, smoothed after every step
-    transfer              its weights at 0.09 degrees: split, recombine, exchange, adapt per lead step
+    transfer              its weights at 0.09 degrees: split, recombine, adapt per lead step
     initialise            weights before training: where transfer starts, untrained networks
     model_card            model.toml: what a forecast must know about its weights, read strictly
     checkpoint            model.toml and safetensors, strict and hashed
