@@ -58,7 +58,15 @@ Read the package in the order of this list: a module uses only modules above it.
     checkpoint            model.toml and safetensors, strict and hashed
     catalogue             where a model name is found; untrained models made on first use
     engine.stepper        Stepper: what a rollout needs from a network
+    engine.finite         numbers that are no longer finite, and the part of the network they came from
+    engine.float8         linear layers in 8-bit floating point
+    engine.paging         blocks that wait in host memory, two on the device
+    engine.graphs         compiled blocks, the trunk as a CUDA graph
+    engine.outgoing       master states on their way to the writers
     engine.torch_engine   the stepper that runs the torch network within a memory budget
+    engine.device_memory  what a forecast takes of a GPU's memory
+    engine.precision      which precision is faster here
+    engine.sharded        the nine sub-fields over several processes, each on a GPU of its own
 
   Verification
     verify.archive        named arrays in one file, without pickles
@@ -98,6 +106,7 @@ Read the package in the order of this list: a module uses only modules above it.
     rollout               State -> State, State, ...; how to go on after a stop
     outputs               sinks for Zarr and GRIB: asynchronous, bounded, failing loudly
     export                products from a run store: GRIB, NetCDF, the series at a point
+    memory_plan           what a forecast holds at its peak, on the host and on a GPU
     preflight             everything that can be known before work starts
     resume                what an earlier attempt left: go on from it, replace it, or leave it alone
     forecast              one initial time from end to end

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from fengwu_ghr.config import RunConfig
+from fengwu_ghr.engine.outgoing import Handover
+from fengwu_ghr.engine.sharded import open_stepper
 from fengwu_ghr.engine.stepper import MasterState, Stepper
-from fengwu_ghr.engine.torch_engine import Compute, TorchStepper, numerics
+from fengwu_ghr.engine.torch_engine import Compute, numerics
 from fengwu_ghr.errors import UsageError
 from fengwu_ghr.export import claim_grib_folder, export_grib, export_netcdf
 from fengwu_ghr.grib.decode import Analysis, read_analysis
@@ -76,7 +78,7 @@ def run_forecast(
     attempt = find_attempt(plan)
     with online_verification(plan, attempt) as watch:
         prepared = prepare(plan, attempt, reporter) if is_due(plan, attempt, watch) else None
-        stepper = TorchStepper(plan.checkpoint, prepared.compute) if prepared else None
+        stepper = open_stepper(plan.checkpoint, prepared.compute) if prepared else None
         with open_store(plan, overwrite=attempt.replaces) as store:
             run = ForecastRun(plan, store, reporter, watch)
             files = run.complete(attempt, prepared, stepper)
@@ -191,22 +193,21 @@ class ForecastRun:
             outputs.close()
 
     def _roll(self, stepper: Stepper, start: Start, outputs: Outputs) -> None:
-        buffers = list(start.states)
-        schedule = RestartSchedule(sum(b.nbytes for b in buffers))
+        schedule = RestartSchedule(sum(state.nbytes for state in start.states))
         steps = max(self._needed()) // self.plan.step
         self.reporter.begin(start.step, steps)
+        handover: Handover | None = None
         for step in self.clock.each("compute", rollout(stepper, start, steps=steps)):
-            outputs.wait()
-            for age, buffer in enumerate(reversed(buffers)):
-                stepper.get(buffer, age=age)
+            handover = handover or Handover(stepper, start.states)
+            states, arrive = handover.take(outputs.wait)
             lead = step * self.plan.step
-            product = partial(self.predicted, buffers[-1])
-            save = partial(self._save_restart, step, buffers, schedule) if step < steps else _nothing
+            product = partial(self.predicted, states[-1])
+            save = partial(self._save_restart, step, states, schedule) if step < steps else _nothing
             after = partial(self._after, step, product, save)
             if lead in self._missing():
-                outputs.submit(lead, partial(self._kept, product), after=after)
+                outputs.submit(lead, partial(self._kept, product), before=arrive, after=after)
             else:
-                outputs.run(after)
+                outputs.run(partial(_in_turn, arrive, after))
             self.reporter.stepped(step, lead)
 
     def _after(self, step: int, product: Callable[[Channel], ProductField], save: Callable[[], None]) -> None:
@@ -328,6 +329,11 @@ class ForecastRun:
             return []
         threads = plan.output_threads
         return export_grib(self.store, plan.initial_time, folder, only_missing=True, threads=threads)
+
+
+def _in_turn(*jobs: Callable[[], None]) -> None:
+    for job in jobs:
+        job()
 
 
 def _nothing() -> None:

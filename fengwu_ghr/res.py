@@ -1,6 +1,7 @@
 """RES blocks: the nine sub-fields exchange what each did not see, as tokens of the fine grid.
 
-Tokens of the nine lie in one tensor (9 · batch, row, column, width), in the order k = 3 a + b for X[a::3, b::3]; folded, token (i, j) of sub-field (a, b) is token (3 i + a, 3 j + b) of the fine grid.
+Tokens of the nine lie in one tensor (9 · batch, row, column, width), in the order k = 3 a + b for X[a::3, b::3];
+folded, token (i, j) of sub-field (a, b) is token (3 i + a, 3 j + b) of the fine grid.
 """
 
 import torch

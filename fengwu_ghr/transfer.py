@@ -169,7 +169,7 @@ class TransferModel(nn.Module):
             )
         # No stage keeps what it gathered or decoded while it makes the next: one batch of fields at a time.
         if self.architecture.split == "pixel":
-            groups = _subfields(batch, some)
+            groups = _grouped(batch, some)
             return _join(
                 [self.backbone.embed(self._gather(states, few), _at(forcing, few)) for few in groups]
             )
@@ -228,7 +228,7 @@ class TransferModel(nn.Module):
         self, tokens: Float[Tensor, "some down across width"], batch: int, some: range = range(SUBFIELDS)
     ) -> Iterator[tuple[list[Place], Tensor]]:
         """What the decoder makes of the tokens of some sub-fields, `batch` at a time (pixel-level split)."""
-        for first, places in zip(range(0, len(some), batch), _subfields(batch, some)):
+        for first, places in zip(range(0, len(some), batch), _grouped(batch, some)):
             yield places, self.backbone.decoder(tokens[first : first + batch])
 
     def write_decoded(
@@ -316,9 +316,13 @@ def _exchanged(res: nn.Module, tokens: Tensor, batch: int) -> Tensor:
     return res(tokens, batch=batch)
 
 
-def _subfields(batch: int, some: range = range(SUBFIELDS)) -> list[list[Place]]:
-    """Where some of the nine lie in a state, `batch` at a time."""
-    places: list[Place] = [(slice(None), slice(k // N, None, N), slice(k % N, None, N)) for k in some]
+def subfields(some: Iterable[int]) -> list[Place]:
+    """Where these of the nine lie in a state."""
+    return [(slice(None), slice(k // N, None, N), slice(k % N, None, N)) for k in some]
+
+
+def _grouped(batch: int, some: range) -> list[list[Place]]:
+    places = subfields(some)
     return [places[first : first + batch] for first in range(0, len(places), batch)]
 
 

@@ -14,7 +14,9 @@ from time import monotonic, perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
 from fengwu_ghr.durable import is_locked
-from fengwu_ghr.engine.torch_engine import Compute, TorchStepper
+from fengwu_ghr.engine.sharded import open_stepper
+from fengwu_ghr.engine.stepper import Stepper
+from fengwu_ghr.engine.torch_engine import Compute
 from fengwu_ghr.errors import FengwuError, InputError, OutputError, ResourceError, UsageError
 from fengwu_ghr.forecast import ForecastRun, is_due, online_verification, prepare
 from fengwu_ghr.hindcast.ledger import Ledger
@@ -74,7 +76,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self._reading, self._computing = Lock(), Lock()
-        self._stepper: TorchStepper | None = None
+        self._stepper: Stepper | None = None
         self._compute: Compute | None = None
         self.ledger = Ledger(self.store, self.season.config.wanted)
 
@@ -160,11 +162,11 @@ class Worker:
         output = plan.config.output.model_copy(update={"overwrite": True})
         return replace(plan, config=plan.config.model_copy(update={"output": output}))
 
-    def _stepper_for(self, plan: ForecastPlan, compute: Compute) -> TorchStepper:
+    def _stepper_for(self, plan: ForecastPlan, compute: Compute) -> Stepper:
         """The model, loaded once for all initial times that are computed alike."""
         if self._stepper is None or self._compute != compute:
             self._stepper = None  # two do not fit
-            self._stepper, self._compute = TorchStepper(plan.checkpoint, compute), compute
+            self._stepper, self._compute = open_stepper(plan.checkpoint, compute), compute
         return self._stepper
 
 
