@@ -49,9 +49,10 @@ Read the package in the order of this list: a module uses only modules above it.
     attention.window      exact attention inside windows of the sphere
     forcing               orography, land, sun: what a network may be told beside the state
     backbone              the 0.25-degree network on one page
+    res                   the nine exchange what each did not see
     sharing               tendencies of the nine averaged with their neighbours
     diffusion             departures from the mean state, smoothed after every step
-    transfer              its weights at 0.09 degrees: split, recombine, exchange, adapt per lead step
+    transfer              its weights at 0.09 degrees: split, recombine, adapt per lead step
     initialise            weights before training: where transfer starts, untrained networks
     model_card            model.toml: what a forecast must know about its weights, read strictly
     checkpoint            model.toml and safetensors or ONNX graphs, strict and hashed
@@ -60,7 +61,15 @@ Read the package in the order of this list: a module uses only modules above it.
     convert               ONNX files -> a checkpoint, or what does not fit
     onnx_export           checkpoints of ours as ONNX graphs
     engine.stepper        Stepper: what a rollout needs from a network
+    engine.finite         numbers that are no longer finite, and the part of the network they came from
+    engine.float8         linear layers in 8-bit floating point
+    engine.paging         blocks that wait in host memory, two on the device
+    engine.graphs         compiled blocks, the trunk as a CUDA graph
+    engine.outgoing       master states on their way to the writers
     engine.torch_engine   the stepper that runs the torch network within a memory budget
+    engine.device_memory  what a forecast takes of a GPU's memory
+    engine.precision      which precision is faster here
+    engine.sharded        the nine sub-fields over several processes, each on a GPU of its own
     engine.graph_pool     graphs that do not all fit into memory: which stay loaded
     engine.onnx_engine    the stepper that runs ONNX graphs
     engine.engines        which engine runs a model, and what it will take
@@ -103,6 +112,7 @@ Read the package in the order of this list: a module uses only modules above it.
     rollout               State -> State, State, ...; how to go on after a stop
     outputs               sinks for Zarr and GRIB: asynchronous, bounded, failing loudly
     export                products from a run store: GRIB, NetCDF, the series at a point
+    memory_plan           what a forecast holds at its peak, on the host and on a GPU
     preflight             everything that can be known before work starts
     resume                what an earlier attempt left: go on from it, replace it, or leave it alone
     forecast              one initial time from end to end

@@ -149,8 +149,15 @@ def forecast(
     config: Config = None,
     memory_budget: Budget = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16, float8 or auto.")] = None,
     threads: Threads = None,
+    output_threads: Annotated[int | None, typer.Option(help="Threads that make and write products.")] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="Compile the blocks (torch.compile).")] = False,
+    cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="Record the trunk once (GPU).")] = False,
+    paging: Annotated[
+        bool, typer.Option("--paging", help="Keep blocks in host memory, two on the GPU.")
+    ] = False,
+    ranks: Annotated[int | None, typer.Option(help="GPUs that share the nine sub-fields.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
     accept_numerics: Annotated[
         bool, typer.Option("--accept-numerics", help="Resume although the rest will not be byte-equal.")
@@ -175,6 +182,11 @@ def forecast(
         "compute.device": device,
         "compute.precision": precision,
         "compute.threads": threads,
+        "compute.output_threads": output_threads,
+        "compute.compile": compile_ or None,
+        "compute.cuda_graphs": cuda_graphs or None,
+        "compute.paging": paging or None,
+        "compute.ranks": ranks,
         "compute.memory_budget": memory_budget,
         "compute.accept_numerics": accept_numerics or None,
     }

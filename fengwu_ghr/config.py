@@ -112,12 +112,19 @@ class OutputSection(Section):
 
 
 class ComputeSection(Section):
-    """`threads` 0 means one per core; without `memory_budget` 80 % of the memory that is free is taken."""
+    """`threads` 0 means one per core, `output_threads` 0 as many, but 8 at most; without `memory_budget` 80 % of the
+    memory that is free is taken. `precision` auto is the faster of float32 and bfloat16, as measured before the run.
+    """
 
     device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float8", "auto"] = "float32"
     threads: int = Field(0, ge=0)
+    output_threads: int = Field(0, ge=0)
     memory_budget: int | None = Field(None, gt=0)
+    compile: bool = False
+    cuda_graphs: bool = False
+    paging: bool = False
+    ranks: int = Field(1, ge=1)
     accept_numerics: bool = False
 
     @field_validator("memory_budget", mode="before")

@@ -17,6 +17,7 @@ import numpy as np
 
 from fengwu_ghr.config import RunConfig
 from fengwu_ghr.engine.engines import numerics, stepper_for
+from fengwu_ghr.engine.outgoing import Handover
 from fengwu_ghr.engine.stepper import MasterState, Stepper
 from fengwu_ghr.engine.torch_engine import Compute
 from fengwu_ghr.errors import UsageError
@@ -142,7 +143,7 @@ def prepare(plan: ForecastPlan, attempt: Attempt, reporter: Reporter) -> Prepare
 
 def make_stepper(plan: ForecastPlan, compute: Compute) -> Stepper:
     """The model of this plan, ready to step."""
-    return stepper_for(plan.checkpoint, compute, weight_bytes=plan.memory.parts["weights"])
+    return stepper_for(plan.checkpoint, compute, weight_bytes=plan.memory.weight_bytes)
 
 
 class ForecastRun:
@@ -198,22 +199,21 @@ class ForecastRun:
             outputs.close()
 
     def _roll(self, stepper: Stepper, start: Start, outputs: Outputs) -> None:
-        buffers = list(start.states)
-        schedule = RestartSchedule(sum(b.nbytes for b in buffers))
+        schedule = RestartSchedule(sum(state.nbytes for state in start.states))
         steps = max(self._needed()) // self.plan.step
         self.reporter.begin(start.step, steps)
+        handover: Handover | None = None
         for step in self.clock.each("compute", rollout(stepper, start, steps=steps)):
-            outputs.wait()
-            for age, buffer in enumerate(reversed(buffers)):
-                stepper.get(buffer, age=age)
+            handover = handover or Handover(stepper, start.states)
+            states, arrive = handover.take(outputs.wait)
             lead = step * self.plan.step
-            product = partial(self.predicted, buffers[-1])
-            save = partial(self._save_restart, step, buffers, schedule) if step < steps else _nothing
+            product = partial(self.predicted, states[-1])
+            save = partial(self._save_restart, step, states, schedule) if step < steps else _nothing
             after = partial(self._after, step, product, save)
             if lead in self._missing():
-                outputs.submit(lead, partial(self._kept, product), after=after)
+                outputs.submit(lead, partial(self._kept, product), before=arrive, after=after)
             else:
-                outputs.run(after)
+                outputs.run(partial(_in_turn, arrive, after))
             self.reporter.stepped(step, lead)
 
     def _after(self, step: int, product: Callable[[Channel], ProductField], save: Callable[[], None]) -> None:
@@ -335,6 +335,11 @@ class ForecastRun:
             return []
         threads = plan.output_threads
         return export_grib(self.store, plan.initial_time, folder, only_missing=True, threads=threads)
+
+
+def _in_turn(*jobs: Callable[[], None]) -> None:
+    for job in jobs:
+        job()
 
 
 def _nothing() -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fengwu_ghr.backbone import Architecture, Backbone, Block
 from fengwu_ghr.diffusion import Diffusion
+from fengwu_ghr.res import RES
 from fengwu_ghr.sharing import Sharing
-from fengwu_ghr.transfer import RES, AdaptedLinear, TransferModel
+from fengwu_ghr.transfer import AdaptedLinear, TransferModel
 
 
 def build(architecture: Architecture, *, seed: int = 0) -> TransferModel:

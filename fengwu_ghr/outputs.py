@@ -130,14 +130,15 @@ class Outputs:
         lead: timedelta,
         product: Callable[[Channel], ProductField],
         *,
+        before: Callable[[], None] | None = None,
         after: Callable[[], None] | None = None,
     ) -> None:
-        """Start writing a lead, once the one in flight is done; `after` runs when the lead is committed.
+        """Start writing a lead, once the one in flight is done; `before` runs first, `after` when it is committed.
 
         `product` is called from several threads and must be safe to call until `wait` returns. Raises what the
         lead before failed with.
         """
-        self.run(partial(self._write, lead, product, after))
+        self.run(partial(self._write, lead, product, before, after))
 
     def run(self, job: Callable[[], None]) -> None:
         """Start a job in the background, once the one in flight is done."""
@@ -159,8 +160,11 @@ class Outputs:
         self,
         lead: timedelta,
         product: Callable[[Channel], ProductField],
+        before: Callable[[], None] | None,
         after: Callable[[], None] | None,
     ) -> None:
+        if before is not None:
+            before()
         with self._clock.measure("write"):
             self._write_fields(lead, product)
         if after is not None:

@@ -19,42 +19,32 @@ from fengwu_ghr.catalogue import resolve_model
 from fengwu_ghr.checkpoint import Checkpoint
 from fengwu_ghr.config import ComputeSection, ForecastSection, RunConfig
 from fengwu_ghr.engine import engines
-from fengwu_ghr.engine.torch_engine import Compute, check_device, measured_flops_per_second
-from fengwu_ghr.errors import OutputError, ResourceError, UsageError
+from fengwu_ghr.engine.torch_engine import Compute, check_compute, check_machine, measured_flops_per_second
+from fengwu_ghr.errors import OutputError, UsageError
 from fengwu_ghr.export import check_netcdf
 from fengwu_ghr.grib.decode import AnalysisPlan, plan_analysis
 from fengwu_ghr.grib.encode import check_templates
 from fengwu_ghr.grid import LatLonGrid
 from fengwu_ghr.machine import usable_cores
+from fengwu_ghr.memory_plan import (
+    MemoryPlan,
+    compute_in_words,
+    compute_of,
+    device_facts,
+    in_gibibytes,
+    memory_of,
+    named_compute,
+    output_threads,
+    plan_memory,
+)
 from fengwu_ghr.store import StorePlan
 from fengwu_ghr.target import is_store
 from fengwu_ghr.variables import Channel, variable
 
-BASE_BYTES = 700 * 2**20
-"""The process with its libraries, before any field."""
 GRIB_BYTES_PER_VALUE = 1.3
 """What 16-bit CCSDS takes: typical of analyses, on the safe side."""
-MEMORY_SHARE = 0.8
-MOST_OUTPUT_THREADS = 8
 COMPUTE_EFFICIENCY = 0.2
 """Of a large matrix product's speed, what a whole step reaches."""
-CPU_ACTIVATION_BYTES = 2**30
-"""More sub-fields at once than fit in this make a step slower on a CPU, not faster (measured at 0.09 degrees)."""
-VERIFIED_FIELDS = 12
-"""Held by a thread that scores a channel: forecast, truth, climatology, spectra of both."""
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes the run will hold at its peak, by part, and how many sub-fields that lets run together."""
-
-    parts: dict[str, int]
-    batch: int
-    budget: int
-
-    @property
-    def peak(self) -> int:
-        return sum(self.parts.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +91,7 @@ class ForecastPlan:
     @property
     def output_threads(self) -> int:
         """Threads that turn a state into products; each holds a few fields."""
-        return min(self.threads, MOST_OUTPUT_THREADS)
+        return output_threads(self.config.compute, self.threads)
 
     def memory_with(self, batch: int) -> MemoryPlan:
         """The memory of this forecast with another batch of sub-fields."""
@@ -127,13 +117,12 @@ class ForecastPlan:
 
     @property
     def compute(self) -> Compute:
-        section = self.config.compute
-        return Compute(section.device, section.precision, self.threads, self.memory.batch)
+        return compute_of(self.config.compute, self.checkpoint, self.threads, self.memory.batch)
 
     def facts(self) -> list[tuple[str, str]]:
         """The plan in words, one line per property."""
         hours = [lead // timedelta(hours=1) for lead in self.leads]
-        parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.memory.parts.items() if size)
+        parts = in_gibibytes(self.memory.parts)
         trained = "" if self.checkpoint.card.trained else " (untrained: its forecasts have no skill)"
         return [
             ("model", f"{self.checkpoint.card.name}{trained}"),
@@ -143,14 +132,16 @@ class ForecastPlan:
             ("products", f"{len(self.channels)} channels on {self.grid}"),
             ("disk", f"about {self.disk_bytes / 1e9:.2f} GB"),
             ("memory", f"{self.memory.peak / 2**30:.2f} of {self.memory.budget / 2**30:.2f} GiB ({parts})"),
-            ("compute", f"{self._how_computed}, {self.threads} threads"),
+            *device_facts(self.memory),
+            ("compute", f"{self._how_computed}, {compute_in_words(self.compute)}"),
             ("time", f"about {self.seconds_per_step:.3g} s a step" if self.seconds_per_step else "unknown"),
         ]
 
     @property
     def _how_computed(self) -> str:
-        device, weights = self.config.compute.device, self.memory.parts["weights"]
-        return engines.plan_in_words(self.checkpoint, self.memory.batch, device=device, weight_bytes=weights)
+        memory, device = self.memory, self.config.compute.device
+        weights = memory.weight_bytes
+        return engines.plan_in_words(self.checkpoint, memory.batch, device=device, weight_bytes=weights)
 
     @cached_property
     def seconds_per_step(self) -> float:
@@ -176,16 +167,17 @@ def plan_forecast(
     UsageError for options, InputError for the input, ResourceError for memory, OutputError for the disk,
     ConformanceError for an output that cannot be encoded.
     """
-    if is_here:
-        check_device(config.compute.device)
     checkpoint = checkpoint or Checkpoint.open(resolve_model(config.model.name))
+    threads = config.compute.threads or usable_cores()
+    check_compute(named := named_compute(config.compute, threads))
+    engines.check(checkpoint, named)
     if is_here:
-        engines.check(checkpoint, device=config.compute.device, precision=config.compute.precision)
+        check_machine(named)
+        engines.check_runtime(checkpoint, named)
     channels = select_channels(checkpoint.channels.channels, config.forecast)
     leads = select_leads(config.forecast, step_hours=checkpoint.card.step_hours)
     grid, rows, columns = select_area(checkpoint.grid.product, config.forecast.area)
     analyses = _plan_analyses(config, checkpoint)
-    threads = config.compute.threads or usable_cores()
     plan = ForecastPlan(
         config=config,
         checkpoint=checkpoint,
@@ -195,7 +187,7 @@ def plan_forecast(
         rows=rows,
         columns=columns,
         leads=leads,
-        memory=plan_memory(checkpoint, analyses, config, threads=min(threads, MOST_OUTPUT_THREADS)),
+        memory=plan_memory(checkpoint, analyses, config, threads=output_threads(config.compute, threads)),
         threads=threads,
         season=season,
     )
@@ -260,65 +252,6 @@ def select_area(
     tolerance = 1e-9  # that of `crop`: a column on the western edge must not come out a turn later
     longitude = np.round(west - tolerance + np.mod(grid.longitude[columns] - west + tolerance, 360), 8)
     return LatLonGrid(grid.latitude[rows], longitude, f"{grid.name} area"), rows, columns
-
-
-def plan_memory(
-    checkpoint: Checkpoint, analyses: Sequence[AnalysisPlan], config: RunConfig, *, threads: int
-) -> MemoryPlan:
-    """The largest useful batch of sub-fields that stays inside the budget; raises ResourceError when none does."""
-    batches = engines.batches(checkpoint)
-    plans = [memory_of(batch, checkpoint, analyses, config, threads=threads) for batch in batches]
-    for plan in plans:
-        if plan.peak <= plan.budget and (plan.batch == batches[-1] or _is_useful(plan, config.compute)):
-            return plan
-    needed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.parts.items())
-    raise ResourceError(
-        f"the memory budget is {plan.budget / 2**30:.2f} GiB, this forecast needs {plan.peak / 2**30:.2f} GiB "
-        f"({needed}); raise --memory-budget, or take a smaller model, a coarser scale or fewer --threads"
-    )
-
-
-def memory_of(
-    batch: int,
-    checkpoint: Checkpoint,
-    analyses: Sequence[AnalysisPlan],
-    config: RunConfig,
-    *,
-    threads: int,
-) -> MemoryPlan:
-    """What a forecast with this many sub-fields at a time holds at its peak."""
-    rows, columns = checkpoint.grid.shape
-    field = 4 * rows * columns
-    state = field * len(checkpoint.channels)
-    parts = {
-        "process": BASE_BYTES,
-        "input fields": sum(analysis.bytes for analysis in analyses),
-        "master states": state * checkpoint.history,
-        "state being written": state * checkpoint.history,
-        "fields being written": 8 * field * threads,
-        "verification": VERIFIED_FIELDS * field * threads if config.is_verified_online else 0,
-    }
-    budget = config.compute.memory_budget or int(MEMORY_SHARE * available_memory())
-    room = budget - sum(parts.values())
-    parts |= engines.step_bytes(checkpoint, batch, device=config.compute.device, room=room)
-    return MemoryPlan(parts, batch, budget)
-
-
-def _is_useful(plan: MemoryPlan, compute: ComputeSection) -> bool:
-    return compute.device == "cuda" or plan.parts["activations"] <= CPU_ACTIVATION_BYTES
-
-
-def available_memory() -> int:
-    """Bytes free for this process: of the machine, or of its control group where that is tighter."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with_cache = Path("/proc/meminfo")
-    if with_cache.exists():
-        lines = dict(line.split(":", 1) for line in with_cache.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, int(text))
-    return free
 
 
 def _origin(analysis: AnalysisPlan) -> str:

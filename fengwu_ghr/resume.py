@@ -8,13 +8,14 @@ from typing import Any
 from fengwu_ghr.engine.engines import numerics
 from fengwu_ghr.engine.torch_engine import Compute
 from fengwu_ghr.errors import ResourceError, UsageError
+from fengwu_ghr.memory_plan import check_device_memory
 from fengwu_ghr.preflight import ForecastPlan
 from fengwu_ghr.skeleton import check_resumable
 from fengwu_ghr.store import RunStore
 from fengwu_ghr.target import check_is_store, is_occupied
 
 REUSED_NUMERICS = ("threads", "batch")
-"""What a resumed run takes from the manifest instead of from its options."""
+"""What a resumed run takes from the manifest instead of from its options; the precision too, where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def settle_compute(plan: ForecastPlan, attempt: Attempt) -> tuple[Compute, list[
     before = attempt.recorded["numerics"]
     compute, is_accepted = plan.compute, plan.config.compute.accept_numerics
     if not is_accepted:
-        compute = replace(compute, **{name: before[name] for name in REUSED_NUMERICS})
+        measured = ("precision",) if plan.config.compute.precision == "auto" else ()
+        compute = replace(compute, **{name: before[name] for name in (*REUSED_NUMERICS, *measured)})
         check_budget(plan, compute.batch)
     now = numerics(plan.checkpoint, compute)
     changed = [f"{name}: {old} -> {new}" for name, old, new in differing(before, now)]
@@ -121,6 +123,7 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[s
 def check_budget(plan: ForecastPlan, batch: int) -> None:
     """Raises ResourceError where so many sub-fields at a time, with which the run was begun, do not fit."""
     memory = plan.memory_with(batch)
+    check_device_memory(memory)
     if memory.peak > memory.budget:
         raise ResourceError(
             f"the run was begun with {batch} sub-fields at a time, which takes {memory.peak / 2**30:.2f} GiB "

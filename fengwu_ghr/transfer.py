@@ -1,10 +1,9 @@
 """Transfer: the backbone's weights at 0.09 degrees. Split into nine, run the backbone, let the nine exchange, join.
 
-Numbers of the nine: k = 3 a + b for the sub-field X[a::3, b::3]. Tokens of the nine lie in one tensor
-(9 · batch, row, column, width); folded, token (i, j) of sub-field (a, b) is token (3 i + a, 3 j + b) of the fine grid.
+Numbers and tokens of the nine are those of `res`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -13,18 +12,21 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fengwu_ghr.attention.window import from_windows, self_attention, to_windows
-from fengwu_ghr.backbone import DECONVOLUTION, EPSILON, Architecture, Backbone, Linear, LinearFactory, Step
+from fengwu_ghr.backbone import DECONVOLUTION, Architecture, Backbone, Linear, LinearFactory, Step
 from fengwu_ghr.diffusion import Diffusion, set_for
 from fengwu_ghr.forcing import STATIC, ForcingFields
-from fengwu_ghr.grid import SUBFIELDS_PER_AXIS, NetworkGrid
+from fengwu_ghr.grid import NetworkGrid
+from fengwu_ghr.res import RES, SUBFIELDS, N, fold, unfold
 from fengwu_ghr.sharing import Sharing
-
-N = SUBFIELDS_PER_AXIS
-SUBFIELDS = N * N
 
 Place = tuple[slice, ...]
 """Where in a state (channel, row, column) some fields lie."""
+
+Exchange = Callable[[nn.Module, Tensor, int], Tensor]
+"""From a RES block, tokens and how many windows are worked on at a time to the tokens after it."""
+
+Decoded = Iterable[tuple[Sequence[Place], Tensor]]
+"""Fields as they are decoded, a few places at a time."""
 
 
 def split(
@@ -45,26 +47,15 @@ def recombine(
     return grid.permute(0, 3, 4, 1, 5, 2).reshape(-1, channels, N * rows, N * columns)
 
 
-def fold(tokens: Float[Tensor, "nine_batch down across width"]) -> Float[Tensor, "batch tall wide width"]:
-    """The tokens of each nine where they lie on the fine grid."""
-    _, rows, columns, width = tokens.shape
-    grid = tokens.reshape(-1, N, N, rows, columns, width)
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, N * rows, N * columns, width)
-
-
-def unfold(tokens: Float[Tensor, "batch tall wide width"]) -> Float[Tensor, "nine_batch down across width"]:
-    """The inverse of `fold`."""
-    batch, tall, wide, width = tokens.shape
-    grid = tokens.reshape(batch, tall // N, N, wide // N, N, width)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(-1, tall // N, wide // N, width)
-
-
 class AdaptedLinear(Linear):
     """W0 x + (alpha / rank) B_s A_s x: a frozen or trained base and one low-rank correction per set s of adapters.
 
     Each set serves `group` lead steps in a row. Steps beyond the last set use the last set: a forecast may run
     longer than any that was trained. Without a step it is the base alone.
     """
+
+    held: tuple[Tensor, Tensor] | None = None
+    """The set that serves whatever step is named, in tensors that stay where they are; see `hold`."""
 
     def __init__(
         self, inputs: int, outputs: int, *, rank: int, steps: int, alpha: float, group: int = 1
@@ -78,104 +69,33 @@ class AdaptedLinear(Linear):
         self, tokens: Float[Tensor, "*place inputs"], step: Step | None = None
     ) -> Float[Tensor, "*place outputs"]:
         base = super().forward(tokens)
-        if step is None:
-            return base
+        return base if step is None else self.correct(base, tokens, step)
+
+    def correct(
+        self, base: Float[Tensor, "*place outputs"], tokens: Float[Tensor, "*place inputs"], step: Step
+    ) -> Float[Tensor, "*place outputs"]:
+        """What the base made of the tokens, with the correction of this lead step."""
         down, up = self.adapter(step)
         narrow = F.linear(tokens, down).flatten(0, -2)
         return torch.addmm(base.flatten(0, -2), narrow, up.T, alpha=self.gain).view_as(base)
 
     def adapter(self, step: Step) -> tuple[Float[Tensor, "rank inputs"], Float[Tensor, "outputs rank"]]:
         """(A_s, B_s) of the set that serves this lead step; lead steps count from 0."""
+        return self._of(step) if self.held is None else self.held
+
+    def hold(self, step: int) -> None:
+        """From now on the set of this step serves, in the same two tensors every time, which a graph may record."""
+        if self.held is None:
+            self.held = tuple(part.clone() for part in self._of(step))  # type: ignore[assignment]
+        else:
+            for kept, part in zip(self.held, self._of(step)):
+                kept.copy_(part)
+
+    def _of(self, step: Step) -> tuple[Tensor, Tensor]:
         if isinstance(step, int) and step < 0:
             raise ValueError(f"lead steps count from 0; got {step}")
         index = set_for(step, group=self.group, sets=self.lora_a.shape[0])
         return self.lora_a[index], self.lora_b[index]
-
-
-class ConvolutionMLP(nn.Module):
-    """Two 3 x 3 convolutions over the token grid with a SiLU between: it can tell the nine apart."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-
-    @property
-    def last_layer(self) -> nn.Conv2d:
-        return self.conv2
-
-    def forward(
-        self, tokens: Float[Tensor, "batch tall wide width"], *, parts: int
-    ) -> Float[Tensor, "batch tall wide width"]:
-        grid = self.conv2(F.silu(self.conv1(tokens.permute(0, 3, 1, 2))))
-        return grid.permute(0, 2, 3, 1)
-
-
-class PlainMLP(nn.Module):
-    """The perceptron of the trunk, token by token, in `parts` to bound its hidden layer."""
-
-    def __init__(self, width: int, ratio: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, ratio * width)
-        self.fc2 = nn.Linear(ratio * width, width)
-
-    @property
-    def last_layer(self) -> nn.Linear:
-        return self.fc2
-
-    def forward(
-        self, tokens: Float[Tensor, "batch tall wide width"], *, parts: int
-    ) -> Float[Tensor, "batch tall wide width"]:
-        rows = tokens.chunk(parts, dim=1)
-        return torch.cat([self.fc2(F.gelu(self.fc1(part))) for part in rows], dim=1)
-
-
-class RES(nn.Module):
-    """Regional Enhanced Simulation: pre-norm attention in windows of the folded tokens, then an MLP.
-
-    Its last layers start at zero, so that transfer starts exactly at the split. The phase embedding (9 x width,
-    also from zero) tells the block which of the nine a token came from; positions alone do not.
-    """
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        a = architecture
-        self.window, self.heads = a.res_window, a.heads
-        self.phase = nn.Parameter(torch.empty(SUBFIELDS, a.width)) if a.phase_embedding else None
-        self.norm1 = nn.LayerNorm(a.width, eps=EPSILON)
-        self.qkv = nn.Linear(a.width, 3 * a.width)
-        self.proj = nn.Linear(a.width, a.width)
-        self.norm2 = nn.LayerNorm(a.width, eps=EPSILON)
-        self.mlp = ConvolutionMLP(a.width) if a.res_mlp == "convolution" else PlainMLP(a.width, a.mlp_ratio)
-
-    @property
-    def last_layers(self) -> dict[str, nn.Linear | nn.Conv2d]:
-        """The layers that close the two residual branches."""
-        return {"proj": self.proj, "mlp": self.mlp.last_layer}
-
-    def forward(
-        self, tokens: Float[Tensor, "nine_batch down across width"], *, batch: int = SUBFIELDS
-    ) -> Float[Tensor, "nine_batch down across width"]:
-        """The nine after exchange; `batch` windows are worked on at a time."""
-        folded = fold(tokens)
-        folded = folded + self.attend(self.norm1(self._with_phase(folded)), batch)
-        parts = -(-SUBFIELDS // batch)
-        return unfold(folded + self.mlp(self.norm2(self._with_phase(folded)), parts=parts))
-
-    def attend(
-        self, tokens: Float[Tensor, "batch tall wide width"], batch: int
-    ) -> Float[Tensor, "batch tall wide width"]:
-        groups = to_windows(tokens, window=self.window)
-        mixed = [self.proj(self_attention(self.qkv(some), heads=self.heads)) for some in groups.split(batch)]
-        _, rows, columns, _ = tokens.shape
-        return from_windows(_join(mixed), rows=rows, columns=columns, window=self.window)
-
-    def _with_phase(self, tokens: Float[Tensor, "batch tall wide width"]) -> Tensor:
-        if self.phase is None:
-            return tokens
-        _, tall, wide, width = tokens.shape
-        # Fine row 3 i + a, fine column 3 j + b: the phases repeat every three tokens both ways.
-        return tokens + self.phase.view(N, N, width).repeat(tall // N, wide // N, 1)
 
 
 class TransferModel(nn.Module):
@@ -240,30 +160,45 @@ class TransferModel(nn.Module):
         *,
         forcing: Float[Tensor, "forcing row column"] | None = None,
         batch: int = SUBFIELDS,
-    ) -> Float[Tensor, "9 down across width"]:
-        """The tokens of all nine sub-fields of `history` states, the oldest first, on the weights' device."""
+        some: range = range(SUBFIELDS),
+    ) -> Float[Tensor, "some down across width"]:
+        """The tokens of some of the nine sub-fields of `history` states, the oldest first, on the weights' device."""
         if len(states) != self.architecture.history:
             raise ValueError(
                 f"{self.architecture.history} states are needed, oldest first; got {len(states)}"
             )
         # No stage keeps what it gathered or decoded while it makes the next: one batch of fields at a time.
         if self.architecture.split == "pixel":
-            groups = _subfields(batch)
-            tokens = [self.backbone.embed(self._gather(states, some), _at(forcing, some)) for some in groups]
-            return _join(tokens)
+            groups = _grouped(batch, some)
+            return _join(
+                [self.backbone.embed(self._gather(states, few), _at(forcing, few)) for few in groups]
+            )
         bands = [[band] for band in self._token_bands(batch)]
         rows = [self.backbone.to_tokens(self._gather(states, band), _at(forcing, band)) for band in bands]
-        return unfold(_join(rows, dim=1)) + self.backbone.position
+        tokens = unfold(_join(rows, dim=1)) + self.backbone.position
+        return tokens[some.start : some.stop]
 
     def advance(
-        self, tokens: Float[Tensor, "nine_batch down across width"], *, step: int, batch: int = SUBFIELDS
+        self,
+        tokens: Float[Tensor, "nine_batch down across width"],
+        *,
+        step: int,
+        batch: int = SUBFIELDS,
+        together: int | None = None,
+        exchange: Exchange | None = None,
     ) -> Float[Tensor, "nine_batch down across width"]:
-        """The tokens after the trunk and the RES blocks, with the adapters of this lead step."""
+        """The tokens after the trunk and the RES blocks, with the adapters of this lead step.
+
+        A batch of sub-fields passes `together` blocks before the next batch has its turn (None: all up to the next
+        RES block), to the same bits; `exchange` does what a RES block does where the nine are not all here.
+        """
+        exchange = exchange or _exchanged
         start = 0
         for last, res in zip(self.architecture.res_after, self.res):
-            tokens = res(self._run(tokens, range(start, last + 1), step, batch), batch=batch)
+            tokens = self._run(tokens, range(start, last + 1), step, batch, together)
+            tokens = exchange(res, tokens, batch)
             start = last + 1
-        return self._run(tokens, range(start, self.architecture.depth), step, batch)
+        return self._run(tokens, range(start, self.architecture.depth), step, batch, together)
 
     def write_next(
         self,
@@ -278,11 +213,8 @@ class TransferModel(nn.Module):
         With the token-level split the decoder's norms span the globe: its features are held for all nine at once,
         and only the deconvolution is done in parts.
         """
-        if self.sharing is not None:
-            self._write_shared(self.sharing, target, newest, tokens, batch)
-            return
         if self.architecture.split == "pixel":
-            self._write_nine(target, newest, tokens, batch)
+            self.write_decoded(target, newest, self.decoded(tokens, batch))
             return
         features = self.backbone.decoder.features(fold(tokens))
         for rows in _parts(features.shape[2], batch):
@@ -292,25 +224,41 @@ class TransferModel(nn.Module):
             self._write(target, newest, [place], fields)
         target[:, 0], target[:, -1] = newest[:, 0], newest[:, -1]
 
-    def _write_nine(self, target: Tensor, newest: Tensor, tokens: Tensor, batch: int) -> None:
-        for first, some in zip(range(0, SUBFIELDS, batch), _subfields(batch)):
-            self._write(target, newest, some, self.backbone.decoder(tokens[first : first + batch]))
+    def decoded(
+        self, tokens: Float[Tensor, "some down across width"], batch: int, some: range = range(SUBFIELDS)
+    ) -> Iterator[tuple[list[Place], Tensor]]:
+        """What the decoder makes of the tokens of some sub-fields, `batch` at a time (pixel-level split)."""
+        for first, places in zip(range(0, len(some), batch), _grouped(batch, some)):
+            yield places, self.backbone.decoder(tokens[first : first + batch])
 
-    def _write_shared(
-        self, sharing: Sharing, target: Tensor, newest: Tensor, tokens: Tensor, batch: int
+    def write_decoded(
+        self,
+        target: Float[Tensor, "channel row column"],
+        newest: Float[Tensor, "channel row column"],
+        decoded: Decoded,
     ) -> None:
+        """As `write_next`, from what all nine were decoded to."""
+        if self.sharing is not None:
+            self._write_shared(self.sharing, target, newest, decoded)
+            return
+        for places, fields in decoded:
+            self._write(target, newest, places, fields)
+
+    def _write_shared(self, sharing: Sharing, target: Tensor, newest: Tensor, decoded: Decoded) -> None:
         """Tendencies need a state of their own until all nine are there; they are shared channel by channel."""
         tendency, weights = torch.zeros_like(newest), sharing.weights()
-        self._write_nine(tendency, tendency, tokens, batch)
+        for places, fields in decoded:
+            self._write(tendency, tendency, places, fields)
         for channel in range(len(newest)):
             own = slice(channel, channel + 1)
             shared = sharing.of_channels(tendency[None, own], weights[own])[0]
             torch.add(newest[own], shared, out=target[own])
 
-    def _run(self, tokens: Tensor, blocks: range, step: int, batch: int) -> Tensor:
-        if not blocks:
-            return tokens
-        return _join([self.backbone.run(some, blocks, step) for some in tokens.split(batch)])
+    def _run(self, tokens: Tensor, blocks: range, step: int, batch: int, together: int | None) -> Tensor:
+        for first in range(0, len(blocks), together or len(blocks) or 1):
+            row = blocks[first : first + (together or len(blocks))]
+            tokens = _join([self.backbone.run(some, row, step) for some in tokens.split(batch)])
+        return tokens
 
     def _token_bands(self, batch: int) -> list[Place]:
         """Bands of the pole-to-pole rows that hold whole token rows, neighbours sharing one grid row."""
@@ -364,12 +312,18 @@ def _linear_factory(architecture: Architecture) -> LinearFactory:
     )
 
 
-def _subfields(batch: int) -> list[list[Place]]:
-    """Where the nine lie in a state, `batch` at a time."""
-    places: list[Place] = [
-        (slice(None), slice(k // N, None, N), slice(k % N, None, N)) for k in range(SUBFIELDS)
-    ]
-    return [places[first : first + batch] for first in range(0, SUBFIELDS, batch)]
+def _exchanged(res: nn.Module, tokens: Tensor, batch: int) -> Tensor:
+    return res(tokens, batch=batch)
+
+
+def subfields(some: Iterable[int]) -> list[Place]:
+    """Where these of the nine lie in a state."""
+    return [(slice(None), slice(k // N, None, N), slice(k % N, None, N)) for k in some]
+
+
+def _grouped(batch: int, some: range) -> list[list[Place]]:
+    places = subfields(some)
+    return [places[first : first + batch] for first in range(0, len(places), batch)]
 
 
 def _at(forcing: Tensor | None, places: Sequence[Place]) -> Tensor | None:

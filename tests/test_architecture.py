@@ -31,6 +31,7 @@ NETWORK = (
     "attention",
     "forcing",
     "backbone",
+    "res",
     "sharing",
     "diffusion",
     "transfer",

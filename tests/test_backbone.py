@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fengwu_ghr.backbone import ARCHITECTURES, Architecture, Backbone, Block, Linear, architecture
 from fengwu_ghr.initialise import initialise
-from fengwu_ghr.transfer import RES, TransferModel
+from fengwu_ghr.res import RES
+from fengwu_ghr.transfer import TransferModel
 
 
 def small(**changes: object) -> Architecture:

@@ -162,7 +162,7 @@ def test_numerics_tell_the_engine_and_its_version(ghr: tuple[Checkpoint, Checkpo
 
 def test_another_precision_is_refused(ghr: tuple[Checkpoint, Checkpoint]) -> None:
     with pytest.raises(UsageError, match="compute in float32; leave --precision bfloat16 out"):
-        engines.check(ghr[1], device="cpu", precision="bfloat16")
+        engines.check(ghr[1], Compute(precision="bfloat16"))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_numbers_that_are_not_finite_are_named_by_the_graph_they_come_from(
     stepper = OnnxStepper(broken, COMPUTE, weight_bytes=EVERYTHING)
     stepper.put(states_of(broken, rng), TIME)
     with pytest.raises(
-        ConformanceError, match=r"not finite after lead step 0, first in what block_1\.onnx gives"
+        ConformanceError, match=r"step 1 \(\+6 h\): the output of block_1\.onnx is not finite, while all"
     ):
         stepper.step(0)
 
@@ -342,3 +342,9 @@ def test_the_plan_says_which_graphs_stay(ghr: tuple[Checkpoint, Checkpoint], tmp
     plan = plan_forecast(RunConfig.model_validate(tree))
     assert dict(plan.facts())["compute"].startswith("5 of 5 graphs stay loaded, ")
     assert plan.seconds_per_step > 0
+
+
+@pytest.mark.parametrize("option", [{"paging": True}, {"compile": True}, {"ranks": 3}])
+def test_options_of_the_torch_engine_are_refused(option: dict, ghr: tuple[Checkpoint, Checkpoint]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(option))} are for weights of ours; .* leave them out"):
+        engines.check(ghr[1], Compute(**option))

@@ -11,7 +11,8 @@ from torch import Tensor
 from fengwu_ghr.backbone import Architecture, Backbone, architecture
 from fengwu_ghr.grid import NetworkGrid, backbone_grid
 from fengwu_ghr.initialise import build, wake
-from fengwu_ghr.transfer import RES, AdaptedLinear, TransferModel, fold, recombine, split, unfold
+from fengwu_ghr.res import RES, fold, unfold
+from fengwu_ghr.transfer import AdaptedLinear, TransferModel, recombine, split
 
 GRID = NetworkGrid(20)
 CHANNELS = 3

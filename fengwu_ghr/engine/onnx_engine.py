@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fengwu_ghr.checkpoint import Checkpoint
+from fengwu_ghr.engine.finite import check_sums
 from fengwu_ghr.engine.graph_pool import GraphPool
 from fengwu_ghr.engine.stepper import MasterState
 from fengwu_ghr.engine.torch_engine import VERSIONS, Compute, check_device
@@ -27,6 +28,7 @@ from fengwu_ghr.model_card import Graph, OnnxPackage
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _LOADED_PER_BYTE = {("cpu", "float32"): 1.4, ("cpu", "float16"): 3.2}
 """Of a loaded graph over its files: measured. A CPU computes in float32 and keeps weights of float16 twice."""
+_REMEDY = "The input is not what the model wants, or the model does not suit this precision"
 _RUNTIMES = {"cpu": ("onnxruntime", "onnx"), "cuda": ("onnxruntime-gpu", "onnx-gpu")}
 
 
@@ -136,8 +138,8 @@ class OnnxStepper:
         self._states = [*self._states[1:], target]
         self._valid_time += timedelta(hours=self.step_hours)
 
-    def _run(self, index: int, *, watched: bool = False) -> Tensor:
-        """What the last graph gives; `watched`, every graph's floating-point outputs are looked at."""
+    def _run(self, index: int, *, sums: list[float] | None = None) -> Tensor:
+        """What the last graph gives; the sum of what every graph gives is added to `sums`, where asked for."""
         given: list[Any] = [
             self._input(index),
             _ort().OrtValue.ortvalue_from_numpy(np.array(index, np.int64)),
@@ -147,8 +149,8 @@ class OnnxStepper:
             with self._errors(graph):
                 # No name for the session here: what must go goes before the next is loaded.
                 given = self._run_graph(self._pool.fetch(number), graph, given, is_last=is_last)
-            if watched and not _is_finite(given[0]):
-                raise _not_finite(graph, index)
+            if sums is not None:
+                sums.append(_sum(given[0]))
         return given[0]
 
     def _run_graph(self, session: Any, graph: Graph, given: Sequence[Any], *, is_last: bool) -> list[Any]:
@@ -192,8 +194,11 @@ class OnnxStepper:
         return torch.empty(1, channels, *self.network.shape, dtype=self._dtype, device=self._compute.device)
 
     def _explain(self, index: int) -> None:
-        self._run(index, watched=True)
-        raise _not_finite(self._package.graphs[-1], index)
+        """Raises ConformanceError naming the first graph whose output is not finite: the step is run once more."""
+        sums: list[float] = []
+        self._run(index, sums=sums)
+        names = [graph.file for graph in self._package.graphs]
+        check_sums(names, sums, index=index, step_hours=self.step_hours, remedy=_REMEDY)
 
     def _load(self, number: int) -> Any:
         graph, ort = self._package.graphs[number], _ort()
@@ -244,17 +249,10 @@ def _bind_input(binding: Any, name: str, value: Any) -> None:
         binding.bind_ortvalue_input(name, value)
 
 
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return bool(value.isfinite().all())
-    return bool(np.isfinite(value.numpy()).all())
-
-
-def _not_finite(graph: Graph, index: int) -> ConformanceError:
-    return ConformanceError(
-        f"the forecast is not finite after lead step {index}, first in what {graph.file} gives: the input is not what "
-        "the model wants, or the model does not suit this precision"
-    )
+def _sum(value: Any) -> float:
+    """Not finite where something in it is not."""
+    values = value if isinstance(value, Tensor) else torch.from_numpy(value.numpy())
+    return float(values.double().sum())
 
 
 def _out_of_memory(graph: Graph, compute: Compute, error: BaseException) -> ResourceError:

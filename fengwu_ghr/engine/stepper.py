@@ -1,6 +1,6 @@
 """The model as the rollout sees it: put states in, step, get the newest state out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol, runtime_checkable
 
@@ -36,3 +36,16 @@ class Stepper(Protocol):
 
     def get(self, out: MasterState, *, age: int = 0) -> None:
         """Copy the newest state into `out`; `age` 1 is the one before it, where history is 2."""
+
+
+@runtime_checkable
+class Sender(Protocol):
+    """A stepper that may copy its states out by itself, while it goes on stepping."""
+
+    sends: bool
+
+    def allocate(self) -> list[MasterState]:
+        """Arrays for the newest `history` states that the device copies to by itself."""
+
+    def send(self, out: Sequence[MasterState]) -> Callable[[], None]:
+        """Start copying the newest `history` states, oldest first; what it returns waits until they are there."""

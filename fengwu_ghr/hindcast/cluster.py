@@ -17,7 +17,8 @@ from fengwu_ghr.engine.torch_engine import gpu_count
 from fengwu_ghr.errors import ResourceError, UsageError
 from fengwu_ghr.hindcast.settings import ClusterSection, HindcastConfig
 from fengwu_ghr.machine import usable_cores
-from fengwu_ghr.preflight import MEMORY_SHARE, ForecastPlan, available_memory
+from fengwu_ghr.memory_plan import MEMORY_SHARE, available_memory
+from fengwu_ghr.preflight import ForecastPlan
 from fengwu_ghr.scheduler import connect
 
 TURNS = 2

@@ -11,6 +11,7 @@ from time import monotonic, perf_counter, sleep
 from typing import Any
 
 from fengwu_ghr.durable import lock
+from fengwu_ghr.engine.torch_engine import chosen_options
 from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.forecast import online_verification
 from fengwu_ghr.hindcast.cluster import Host, hosts, open_client, resources, this_machine
@@ -254,10 +255,11 @@ def settle(season: Season, sample: ForecastPlan, machines: Sequence[Host]) -> Se
 def _check_numerics(season: Season, recorded: Mapping[str, Any]) -> None:
     compute = season.config.compute
     asked = {
-        **recorded,
+        "batch": recorded["batch"],
         "threads": compute.threads or recorded["threads"],
         "device": compute.device,
         "precision": compute.precision,
+        **chosen_options(compute),
     }
     changed = [f"{name}: {old} -> {new}" for name, old, new in differing(recorded, asked)]
     if changed and not compute.accept_numerics:
@@ -293,6 +295,7 @@ def _make_store(settled: Settled) -> None:
             "precision": compute.precision,
             "threads": compute.threads,
             "batch": settled.plan.memory.batch,
+            **chosen_options(compute),
         },
     }
     attributes = {

@@ -143,6 +143,14 @@ class HindcastConfig(Section):
             raise ValueError("verify is of these forecasts alone; leave verify.forecast out")
         return self
 
+    @model_validator(mode="after")
+    def _precision_is_known(self) -> "HindcastConfig":
+        if self.compute.precision == "auto":
+            raise ValueError(
+                "a hindcast names its compute.precision, since workers might measure otherwise; got auto"
+            )
+        return self
+
     @property
     def is_computed_here(self) -> bool:
         """Whether the workers are this machine's."""

@@ -30,6 +30,7 @@ from fengwu_ghr.normalise import Normalisation
 from fengwu_ghr.progress import Progress
 from fengwu_ghr.regrid import NetworkMap
 from fengwu_ghr.remap import remap_state
+from fengwu_ghr.res import SUBFIELDS
 from fengwu_ghr.training.dataset import CoarseSamples, FineSamples, Samples, Window, draw, evenly_spaced
 from fengwu_ghr.training.identity import describe_world, identity_of, is_made
 from fengwu_ghr.training.loop import Ranks, Task, TrainSettings, run_loop
@@ -37,7 +38,7 @@ from fengwu_ghr.training.losses import LossSettings, LossWeights, weighted_mse
 from fengwu_ghr.training.normals import FineDetail, Normals
 from fengwu_ghr.training.scores import SCORED, scored_squares
 from fengwu_ghr.training.world import Series, World
-from fengwu_ghr.transfer import SUBFIELDS, recombine
+from fengwu_ghr.transfer import recombine
 from fengwu_ghr.variables import ChannelSet
 
 WEIGHTS = "downscaling.safetensors"
