@@ -167,12 +167,13 @@ def plan_forecast(
     UsageError for options, InputError for the input, ResourceError for memory, OutputError for the disk,
     ConformanceError for an output that cannot be encoded.
     """
-    checkpoint = checkpoint or Checkpoint.open(resolve_model(config.model.name))
     threads = config.compute.threads or usable_cores()
     check_compute(named := named_compute(config.compute, threads))
-    engines.check(checkpoint, named)
     if is_here:
         check_machine(named)
+    checkpoint = checkpoint or Checkpoint.open(resolve_model(config.model.name))
+    engines.check(checkpoint, named)
+    if is_here:
         engines.check_runtime(checkpoint, named)
     channels = select_channels(checkpoint.channels.channels, config.forecast)
     leads = select_leads(config.forecast, step_hours=checkpoint.card.step_hours)

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from fengwu_ghr.backbone import architecture
 from fengwu_ghr.catalogue import create_model, resolve_model
 from fengwu_ghr.checkpoint import Checkpoint
+from fengwu_ghr.cli import app
 from fengwu_ghr.config import ComputeSection, RunConfig
 from fengwu_ghr.engine import graphs, precision
 from fengwu_ghr.engine.device_memory import LIBRARIES, device_parts
@@ -22,6 +25,7 @@ from fengwu_ghr.engine.outgoing import Handover
 from fengwu_ghr.engine.paging import Pager, paged_parts, part_bytes
 from fengwu_ghr.engine.torch_engine import Compute, TorchStepper, check_compute, check_machine, numerics
 from fengwu_ghr.errors import ConformanceError, ResourceError, UsageError
+from fengwu_ghr.hindcast.settings import HindcastConfig
 from fengwu_ghr.memory_plan import MemoryPlan, compute_of, output_threads
 from fengwu_ghr.preflight import plan_forecast
 from fengwu_ghr.resume import Attempt, settle_compute
@@ -269,6 +273,22 @@ def test_what_this_machine_lacks_is_refused_with_a_remedy(monkeypatch: pytest.Mo
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(UsageError, match=r"needs a C\+\+ compiler.*CXX"):
         check_machine(Compute(compile=True))
+
+
+def test_the_command_line_refuses_before_it_reads_the_input(analysis: Path, tmp_path: Path) -> None:
+    flags = ["--model", "ghr-tiny-1p8", "--input", str(analysis), "--output", str(tmp_path / "run.zarr")]
+    done = CliRunner().invoke(app, ["forecast", *flags, "--paging", "--ranks", "2", "--output-threads", "1"])
+    assert done.exit_code == 2
+    assert not (tmp_path / "run.zarr").exists()
+
+
+def test_hindcasts_name_their_precision() -> None:
+    dates = {"first": "2024-01-01", "last": "2024-01-02"}
+    tree = {"model": {"name": "m"}, "dates": dates, "compute": {"precision": "auto"}}
+    with pytest.raises(ValidationError, match=r"names its compute\.precision.*got auto"):
+        HindcastConfig.model_validate(
+            {**tree, "input": {"files": ("a.grib2",)}, "output": {"zarr": "run.zarr"}}
+        )
 
 
 def test_only_what_is_not_left_as_it_is_stands_in_the_numerics() -> None:

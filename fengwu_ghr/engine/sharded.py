@@ -153,23 +153,28 @@ class ShardedStepper:
         self.numerics, self.sends = self._first.numerics, self._first.sends
 
     def put(self, states: Sequence[MasterState], valid_time: datetime) -> None:
+        """As `Stepper.put`, on every rank."""
         with self._explained():
             self._tell("put", valid_time.isoformat())
             self._first.put(states, valid_time)
 
     def step(self, index: int) -> None:
+        """As `Stepper.step`; all ranks take it together."""
         with self._explained():
             self._tell("step", str(index))
             self._first.step(index)
 
     def get(self, out: MasterState, *, age: int = 0) -> None:
+        """As `Stepper.get`, from rank 0."""
         with self._explained():
             self._first.get(out, age=age)
 
     def allocate(self) -> list[MasterState]:
+        """As `Sender.allocate`."""
         return self._first.allocate()
 
     def send(self, out: Sequence[MasterState]) -> Callable[[], None]:
+        """As `Sender.send`, from rank 0."""
         return self._first.send(out)
 
     def _tell(self, verb: str, value: str) -> None:
