@@ -18,6 +18,10 @@ import torch
 import xarray as xr
 
 from fengwu_ghr.checkpoint import Checkpoint, load_model, save
+from fengwu_ghr.config import read_settings
+from fengwu_ghr.hindcast.ledger import Survey
+from fengwu_ghr.hindcast.settings import HindcastConfig
+from fengwu_ghr.manifest import Manifest
 from fengwu_ghr.store import RunStore
 from fengwu_ghr.synthetic import write_synthetic_analysis
 
@@ -190,6 +194,28 @@ def test_a_second_command_is_refused_while_one_works(analyses: Path, finished: P
     assert refused.returncode == 2
     assert "another hindcast command is at work" in refused.stderr
     assert "--status" in refused.stderr
+
+
+def test_what_another_kind_of_machine_began_waits_for_one(
+    analyses: Path, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "again")
+    last = sorted((tmp_path / "again" / "season.zarr" / "_manifest").glob("*.jsonl"))[-1]
+    run, *leads = Manifest(last).entries()[:3]  # the analysis and one step: the rest is to be done
+    other = {"numerics": {**run["provenance"]["numerics"], "capability": "VAX"}}
+    last.unlink()
+    for entry in (run, *leads, {"kind": "change", "provenance": other}):
+        Manifest(last).append(entry)
+    tree = seasons.season(analyses, tmp_path / "again", DATES, cluster={"workers": 1})
+    config = seasons.write_toml(tmp_path / "season.toml", tree)
+    left = seasons.run(config, check=False)
+    assert left.returncode == 7
+    assert "1 of 3 initial times are not there; run the same command again where" in left.stderr
+    assert "capability: VAX" in " ".join(left.stderr.split())
+    counts = Survey.of(read_settings(HindcastConfig, config)).counts
+    assert counts == {"finished": 2, "waiting": 1}, "it is no failure that somebody would have to clear"
+    assert "3 of 3, 1 now" in seasons.run(config, "compute.accept_numerics=true").stdout
+    assert seasons.shards(tmp_path / "again" / "season.zarr") == seasons.shards(finished / "season.zarr")
 
 
 @pytest.mark.parametrize(
