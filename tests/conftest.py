@@ -29,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_CACHE] = tempfile.mkdtemp(prefix="fengwu-ghr-tests-")
     os.environ["FENGWU_GHR_CACHE"] = config.stash[_CACHE]
     os.environ.pop("FENGWU_GHR_MODELS", None)
+    # More threads than cores, of tests side by side: those that wait for each other are not to spin meanwhile.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["MPLBACKEND"] = "Agg"
 
 

@@ -18,6 +18,7 @@ from fengwu_ghr.hindcast.planning import (
     RECORD,
     NoSample,
     Settled,
+    recorded_compute,
     sample_plan,
     settle,
     states,
@@ -67,7 +68,9 @@ def run_hindcast(config: HindcastConfig, *, progress: Progress, retry_failed: bo
     result = HindcastResult(season.config.output.zarr, len(season.times))
     waiting = deque(_due(season, result, retry_failed=retry_failed))
     if waiting:
-        _check_alone(season.config.output.zarr)  # before workers are started, or jobs submitted
+        # Before workers are started, or jobs submitted.
+        _check_alone(season.config.output.zarr)
+        recorded_compute(season)
         _compute(season, waiting, result, progress, retry_failed=retry_failed)
     result.seconds = perf_counter() - start
     return result

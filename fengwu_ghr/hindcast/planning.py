@@ -141,12 +141,10 @@ def settle(season: Season, sample: ForecastPlan, machines: Sequence[Host]) -> Se
 
     Raises UsageError where other numerics are asked for than were recorded, ResourceError where those do not fit.
     """
-    compute, path = season.config.compute, season.config.output.zarr
+    compute, recorded = season.config.compute, recorded_compute(season)
     budget = compute.memory_budget or min(machine.memory_budget for machine in machines)
     threads = compute.threads or min(machine.threads for machine in machines)
-    recorded = read_attribute(path, RECORD)["compute"] if is_store(path) else None
     if recorded is not None:
-        _check_numerics(season, recorded)
         threads = compute.threads or recorded["threads"]
     fixed = season.with_compute(threads=threads, memory_budget=budget)
     plan = sample.computed_by(fixed.config.compute)
@@ -156,8 +154,12 @@ def settle(season: Season, sample: ForecastPlan, machines: Sequence[Host]) -> Se
     return Settled(fixed, replace(plan, memory=plan.memory_with(recorded["batch"])))
 
 
-def _check_numerics(season: Season, recorded: Mapping[str, Any]) -> None:
-    compute = season.config.compute
+def recorded_compute(season: Season) -> Mapping[str, Any] | None:
+    """What the store says of how all are computed; None where there is none. Raises UsageError as `settle` does."""
+    compute, path = season.config.compute, season.config.output.zarr
+    if not is_store(path):
+        return None
+    recorded: Mapping[str, Any] = read_attribute(path, RECORD)["compute"]
     asked = {
         **recorded,
         "threads": compute.threads or recorded["threads"],
@@ -167,6 +169,7 @@ def _check_numerics(season: Season, recorded: Mapping[str, Any]) -> None:
     changed = [f"{name}: {old} -> {new}" for name, old, new in differing(recorded, asked)]
     if changed and not compute.accept_numerics:
         raise UsageError(
-            f"{season.config.output.zarr} was planned with other numerics ({'; '.join(changed)}), so that its "
-            "forecasts would differ; take those, set compute.accept_numerics, or write to another output.zarr"
+            f"{path} was planned with other numerics ({'; '.join(changed)}), so that its forecasts would differ; take "
+            "those, set compute.accept_numerics, or write to another output.zarr"
         )
+    return recorded
