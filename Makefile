@@ -3,6 +3,9 @@ PYTHON ?= python3
 # Where to take torch from, if not from pip's own index: one of CPU builds leaves out several gigabytes of CUDA.
 TORCH_INDEX ?=
 
+# How many processes `make test` spreads over: some tests start processes of their own, so not as many as there are cores.
+TEST_PROCESSES ?= 2
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -32,7 +35,7 @@ lint: install  ## style and types
 	$(BIN)/mypy fengwu_ghr $(wildcard pipelines)
 
 test: lint  ## style, types and the tests of seconds
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-full: lint  ## every test, the slow ones and the true 0.09-degree grid included
 	$(BIN)/python -m pytest -m ""

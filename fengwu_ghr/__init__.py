@@ -120,9 +120,11 @@ Read the package in the order of this list: a module uses only modules above it.
     hindcast.settings     many initial times: from which input, into which store
     hindcast.ledger       what happened to each; how far all of them are
     hindcast.season       their model, the plan of their store, the forecast of each
+    hindcast.arrival      input that comes late, or is still being copied
     hindcast.task         one initial time on one worker: claimed, computed, committed
     hindcast.cluster      Dask workers: of this machine, of a batch system, or there already
     hindcast.farm         hands out initial times; what dies or hangs has another turn
+    hindcast.planning     what a season takes, and what of it is there already
     hindcast.job          from configuration to summary
 
   The demonstration

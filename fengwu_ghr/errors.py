@@ -22,6 +22,10 @@ class InputError(FengwuError):
     exit_code = 3
 
 
+class MissingValues(InputError):
+    """A field is there, but not all of its values are."""
+
+
 class ConformanceError(FengwuError):
     """A product failed its own check before or after it was written."""
 

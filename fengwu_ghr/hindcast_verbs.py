@@ -158,14 +158,16 @@ def _check_dask() -> None:
 
 
 def _raise_for_failed(result: "HindcastResult") -> None:
-    problems = {**result.failed, **result.absent}
-    if problems:
-        remedy = (
-            "remove the causes, then run the same command with --retry-failed"
-            if result.failed
-            else ("run the same command again when their input is there")
-        )
-        raise SomeFailed(f"{len(problems)} of {result.total} initial times are not there; {remedy}")
+    problems = {**result.failed, **result.absent, **result.left}
+    if not problems:
+        return
+    if result.failed:
+        remedy = "remove the causes, then run the same command with --retry-failed"
+    elif result.left:
+        remedy = "run the same command again where what is said of them can be had"
+    else:
+        remedy = "run the same command again when their input is there"
+    raise SomeFailed(f"{len(problems)} of {result.total} initial times are not there; {remedy}")
 
 
 def _show_result(result: "HindcastResult") -> None:
@@ -181,7 +183,7 @@ def _show_result(result: "HindcastResult") -> None:
             rows if len(rows) <= _SHOWN else [*rows[: _SHOWN - 1], ("...", *[""] * len(activities)), rows[-1]]
         )
         console.show_table("Finished now, seconds", ("initial time", *activities), shown)
-    _show_problems({**result.failed, **result.absent})
+    _show_problems({**result.failed, **result.absent, **result.left})
     facts: list[tuple[str, object]] = [
         ("run store", result.store),
         ("finished", f"{len(result.finished) + result.before} of {result.total}, {len(result.finished)} now"),
@@ -189,6 +191,8 @@ def _show_result(result: "HindcastResult") -> None:
     ]
     if result.absent:
         facts.append(("without input", len(result.absent)))
+    if result.left:
+        facts.append(("left for another run", len(result.left)))
     facts.append(("time", console.human_duration(result.seconds)))
     console.show_facts("Hindcast", facts)
 
@@ -230,6 +234,6 @@ def _to_go(found: "Survey") -> str:
 
 def _show_plan(config: "HindcastConfig") -> None:
     from fengwu_ghr import console
-    from fengwu_ghr.hindcast.job import plan_hindcast
+    from fengwu_ghr.hindcast.planning import plan_hindcast
 
     console.show_facts("The hindcast that would run", plan_hindcast(config))

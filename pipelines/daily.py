@@ -29,6 +29,7 @@ from fengwu_ghr.config import (
 from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.forecast import ForecastResult, run_forecast
 from fengwu_ghr.grib.decode import plan_analysis
+from fengwu_ghr.hindcast.arrival import Arrivals
 from fengwu_ghr.hindcast.season import Season
 from fengwu_ghr.hindcast.settings import DatesSection, HindcastConfig, SeasonInput, SeasonOutput, matching
 from fengwu_ghr.options import exit_code
@@ -114,7 +115,8 @@ def unfinished(settings: Settings, newest: datetime, checkpoint: Checkpoint) -> 
             continue  # years of them need not be opened
         with RunStore.open(path) as store:
             is_complete = store.committed(time) == store.plan.leads
-        if not is_complete and all(map(matching, settings.input.names(time, before=time - checkpoint.step))):
+        names = settings.input.names(time, before=time - checkpoint.step)
+        if not is_complete and not Arrivals().lacking_for_sure(names):
             yield time
 
 
@@ -139,14 +141,14 @@ def forecast(settings: Settings, time: datetime, checkpoint: Checkpoint) -> Fore
 
 def newest_time(settings: Settings, checkpoint: Checkpoint) -> datetime:
     """Of the newest analysis that is there whole. Raises InputError naming what was looked for."""
-    names = settings.input.names
+    names, arrivals = settings.input.names, Arrivals()
     if not settings.input.names_times:
+        if lacking := arrivals.lacking_for_sure(settings.input.files):
+            raise InputError(f"the analysis is not there: {', '.join(lacking)}; call again when it is")
         files = [path for name in settings.input.files for path in matching(name)]
-        if not files:
-            raise InputError(f"there is no {', '.join(settings.input.files)}")
         return plan_analysis(files, checkpoint.channels.channels).valid_time
     for time in settings.newest.times():
-        if all(matching(name) for name in names(time, before=time - checkpoint.step)):
+        if not arrivals.lacking_for_sure(names(time, before=time - checkpoint.step)):
             return time
     times = list(settings.newest.times())
     raise InputError(

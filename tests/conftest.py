@@ -4,8 +4,9 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ install_import_hook("fengwu_ghr", "typechecker.check")
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _CACHE = pytest.StashKey[str]()
+_DESELECTED = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_CACHE] = tempfile.mkdtemp(prefix="fengwu-ghr-tests-")
     os.environ["FENGWU_GHR_CACHE"] = config.stash[_CACHE]
     os.environ.pop("FENGWU_GHR_MODELS", None)
+    # More threads than cores, of tests side by side: those that wait for each other are not to spin meanwhile.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["MPLBACKEND"] = "Agg"
 
 
@@ -34,8 +38,24 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_CACHE], ignore_errors=True)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped, deselected = (len(terminalreporter.stats.get(kind, ())) for kind in ("skipped", "deselected"))
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    for item in items[:1]:
+        item.config.stash[_DESELECTED] = item.config.stash.get(_DESELECTED, 0) + len(items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Of several processes each deselects the same tests; the one that reports hears of it from them alone."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["deselected"] = session.config.stash.get(_DESELECTED, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[_DESELECTED] = getattr(node, "workeroutput", {}).get("deselected", 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    skipped, deselected = len(terminalreporter.stats.get("skipped", ())), config.stash.get(_DESELECTED, 0)
     terminalreporter.write_line(f"skipped tests: {skipped}; left for make test-full: {deselected}")
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -18,10 +19,20 @@ import torch
 import xarray as xr
 
 from fengwu_ghr.checkpoint import Checkpoint, load_model, save
+from fengwu_ghr.config import RunConfig, read_settings
+from fengwu_ghr.errors import UsageError
+from fengwu_ghr.forecast import Reporter, run_forecast
+from fengwu_ghr.hindcast.job import run_hindcast
+from fengwu_ghr.hindcast.ledger import Survey
+from fengwu_ghr.hindcast.settings import HindcastConfig
+from fengwu_ghr.manifest import Manifest
+from fengwu_ghr.progress import Silence
 from fengwu_ghr.store import RunStore
 from fengwu_ghr.synthetic import write_synthetic_analysis
 
 DATES = 3
+HANG = 900
+"""Seconds after which a command is taken to hang; a busy machine may make minutes of one."""
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +68,16 @@ def test_each_has_the_bytes_of_a_forecast_of_its_own(finished: Path, analyses: P
     for index, initial_time in enumerate(seasons.times_of(DATES)):
         store = tmp_path / f"{index}.zarr"
         source = analyses / f"{initial_time:%Y%m%d%H}.grib2"
-        options = [
-            "--lead-time",
-            "24",
-            "--variables",
-            "z,2t",
-            "--threads",
-            "1",
-            "--grib",
-            str(tmp_path / "grib"),
-        ]
-        usual = [sys.executable, "-m", "fengwu_ghr.cli", "forecast", "--model", "ghr-tiny-1p8"]
-        subprocess.run(
-            [*usual, "--input", source, "--output", store, *options], check=True, capture_output=True
+        alone = RunConfig.model_validate(
+            {
+                "model": {"name": "ghr-tiny-1p8"},
+                "input": {"files": [source]},
+                "forecast": {"lead_time_hours": 24, "variables": ["z", "2t"]},
+                "compute": {"threads": 1},
+                "output": {"zarr": store, "grib": tmp_path / "grib"},
+            }
         )
+        run_forecast(alone, reporter=create_autospec(Reporter, instance=True))
         own, of_season = seasons.shards(store), seasons.shards(finished / "season.zarr")
         fields = {name for name in own if name.startswith(("z/", "2t/"))}
         assert len(fields) == 14 * seasons.LEADS
@@ -162,7 +169,7 @@ def test_input_that_comes_late_is_waited_for(finished: Path, analyses: Path, tmp
     tree["input"]["wait_minutes"] = 5
     config = seasons.write_toml(tmp_path / "season.toml", tree)
     process = subprocess.Popen(seasons.command(config), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG
     while (
         sum("finished" in counts for counts in seasons.commits(tmp_path / "season.zarr").values()) < DATES - 1
     ):
@@ -173,7 +180,7 @@ def test_input_that_comes_late_is_waited_for(finished: Path, analyses: Path, tmp
     assert process.poll() is None  # nothing else is to do: it waits
     late.with_suffix(".part").write_bytes(content)
     late.with_suffix(".part").rename(late)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=HANG)
     assert process.returncode == 0, errors.decode()
     assert seasons.shards(tmp_path / "season.zarr") == seasons.shards(finished / "season.zarr")
 
@@ -192,6 +199,28 @@ def test_a_second_command_is_refused_while_one_works(analyses: Path, finished: P
     assert "--status" in refused.stderr
 
 
+def test_what_another_kind_of_machine_began_waits_for_one(
+    analyses: Path, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "again")
+    last = sorted((tmp_path / "again" / "season.zarr" / "_manifest").glob("*.jsonl"))[-1]
+    run, *leads = Manifest(last).entries()[:3]  # the analysis and one step: the rest is to be done
+    other = {"numerics": {**run["provenance"]["numerics"], "capability": "VAX"}}
+    last.unlink()
+    for entry in (run, *leads, {"kind": "change", "provenance": other}):
+        Manifest(last).append(entry)
+    tree = seasons.season(analyses, tmp_path / "again", DATES, cluster={"workers": 1})
+    config = seasons.write_toml(tmp_path / "season.toml", tree)
+    left = seasons.run(config, check=False)
+    assert left.returncode == 7
+    assert "1 of 3 initial times are not there; run the same command again where" in left.stderr
+    assert "capability: VAX" in " ".join(left.stderr.split())
+    counts = Survey.of(read_settings(HindcastConfig, config)).counts
+    assert counts == {"finished": 2, "waiting": 1}, "it is no failure that somebody would have to clear"
+    assert "3 of 3, 1 now" in seasons.run(config, "compute.accept_numerics=true").stdout
+    assert seasons.shards(tmp_path / "again" / "season.zarr") == seasons.shards(finished / "season.zarr")
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -208,9 +237,8 @@ def test_a_store_of_another_season_is_refused(
     manifest = next((tmp_path / "season.zarr" / "_manifest").glob("*.jsonl"))
     manifest.write_bytes(b"".join(manifest.read_bytes().splitlines(keepends=True)[:-1]))
     tree = seasons.season(analyses, tmp_path, DATES, **changed)
-    refused = seasons.run(seasons.write_toml(tmp_path / "season.toml", tree), check=False)
-    assert refused.returncode == 2, refused.stderr
-    assert said in refused.stderr
+    with pytest.raises(UsageError, match=said):  # before anything is started
+        run_hindcast(HindcastConfig.model_validate(tree), progress=Silence())
 
 
 def test_ctrl_c_stops_it_and_it_goes_on(finished: Path, analyses: Path, tmp_path: Path) -> None:
@@ -227,7 +255,7 @@ def test_ctrl_c_stops_it_and_it_goes_on(finished: Path, analyses: Path, tmp_path
         assert process.poll() is None, process.communicate()[1].decode()
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to workers too
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=HANG)
     assert process.returncode == 75, errors.decode()
     assert "run the same command again" in errors.decode()
     assert "Traceback" not in errors.decode()

@@ -14,11 +14,14 @@ from pydantic import ValidationError
 
 from fengwu_ghr.config import read_settings
 from fengwu_ghr.errors import InputError, UsageError
+from fengwu_ghr.hindcast import arrival
+from fengwu_ghr.hindcast.arrival import Arrivals, LateInput
 from fengwu_ghr.hindcast.cluster import Host, Prepare, this_machine, visible_gpus
-from fengwu_ghr.hindcast.job import LateInput
 from fengwu_ghr.hindcast.season import Season
 from fengwu_ghr.hindcast.settings import DatesSection, HindcastConfig, SeasonInput, absolute
 from fengwu_ghr.preflight import ForecastPlan
+
+WHOLE = b"GRIB, in short7777"
 
 
 def config(tmp_path: Path, **sections: dict[str, Any]) -> HindcastConfig:
@@ -146,17 +149,17 @@ def test_late_input_is_taken_out_and_given_back_and_waited_for_no_longer_than_as
     files = {"files": [f"{tmp_path}/{{time:%Y%m%d%H}}.grib2"], "wait_minutes": 2}
     season = Season.of(HindcastConfig.model_validate(seasons.season(tmp_path, tmp_path, 3, input=files)))
     first, second, third = season.times
-    (tmp_path / f"{first:%Y%m%d%H}.grib2").touch()
+    (tmp_path / f"{first:%Y%m%d%H}.grib2").write_bytes(WHOLE)
     now = [0.0]
     waiting = deque(season.times)
-    late = LateInput(season, waiting, now=lambda: now[0])
+    late = LateInput(season, waiting, Arrivals(now=lambda: now[0]), now=lambda: now[0])
     assert list(waiting) == [first]
     assert set(late.absent) == {second, third}
     late.look(is_idle=False)
     now[0] = 1000.0
     assert late.may_come  # as long as there is something else to do
     late.look(is_idle=True)
-    (tmp_path / f"{third:%Y%m%d%H}.grib2").touch()
+    (tmp_path / f"{third:%Y%m%d%H}.grib2").write_bytes(WHOLE)
     late.look(is_idle=True)
     assert list(waiting) == [first, third]
     late.look(is_idle=True)
@@ -165,6 +168,40 @@ def test_late_input_is_taken_out_and_given_back_and_waited_for_no_longer_than_as
     now[0] += 2
     assert not late.may_come
     assert set(late.absent) == {second}
+
+
+def test_a_file_that_grows_is_not_there_yet(tmp_path: Path) -> None:
+    """Until it ends as GRIB does; one that keeps still, cut off, is there: whoever reads it says what is wrong."""
+    path, now = tmp_path / "a.grib2", [0.0]
+    names, arrivals = [str(path)], Arrivals(now=lambda: now[0])
+    assert arrivals.lacking(names) == names
+    path.write_bytes(WHOLE[:-2])
+    assert arrivals.lacking(names) == [f"{path} (still being written)"]
+    assert arrivals.is_unsure(names)
+    now[0] += arrival.STILL_SECONDS - 1
+    path.write_bytes(2 * WHOLE[:-2])
+    now[0] += 2
+    assert arrivals.lacking(names), "it has changed meanwhile"
+    assert not arrivals.is_unsure(names), "and was seen to"
+    path.write_bytes(3 * WHOLE)
+    assert arrivals.lacking(names) == []
+    path.write_bytes(WHOLE[:-2])
+    assert arrivals.lacking(names)
+    now[0] += arrival.STILL_SECONDS
+    assert arrivals.lacking(names) == []
+
+
+def test_only_what_is_cut_off_takes_time_to_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, now = tmp_path / "a.grib2", [0.0]
+    monkeypatch.setattr(arrival, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    arrivals = Arrivals(now=lambda: now[0])
+    assert arrivals.lacking_for_sure([str(path)])
+    path.write_bytes(WHOLE)
+    assert not arrivals.lacking_for_sure([str(path)])
+    assert now[0] == 0
+    path.write_bytes(WHOLE[:-2])
+    assert not arrivals.lacking_for_sure([str(path)]), "it is bad, not late"
+    assert now[0] >= arrival.STILL_SECONDS
 
 
 def test_workers_share_what_their_machine_has(tmp_path: Path) -> None:

@@ -97,14 +97,14 @@ def test_contingency_scores_are_those_of_scores(pair: tuple[np.ndarray, np.ndarr
 
 
 def test_fss_of_whole_windows_is_that_of_scores(rng: np.random.Generator) -> None:
-    """Far from every edge, where all windows are complete: three columns and rows of one degree at the equator."""
-    grid = LatLonGrid(np.arange(4.5, -5, -1), np.arange(0.0, 360), "belt")
+    """Three columns and rows of a thousandth of a degree at the equator, where cells are alike."""
+    grid = LatLonGrid(1e-3 * np.arange(4.5, -5, -1), 1e-3 * np.arange(0.0, 360), "belt")
     regions = Regions.globe(grid)
     forecast, truth = (rng.random((1, *grid.shape)) < 0.3 for _ in range(2))
-    # Both see the same windows where the fields are empty near the edges in latitude.
+    # Both see the same windows where the fields are empty near the edges: at these all windows are complete.
     for events in (forecast, truth):
-        events[:, :2] = events[:, -2:] = False
-    sums = fraction_sums(forecast, truth, kilometres=350, regions=regions)
+        events[:, :2] = events[:, -2:] = events[:, :, :2] = events[:, :, -2:] = False
+    sums = fraction_sums(forecast, truth, kilometres=0.35, regions=regions)
     theirs = fss_2d_single_field(
         forecast[0].astype(float),
         truth[0].astype(float),
@@ -112,8 +112,7 @@ def test_fss_of_whole_windows_is_that_of_scores(rng: np.random.Generator) -> Non
         window_size=(3, 3),
         zero_padding=True,
     )
-    # Rows differ in area by 0.3 %, and `scores` does not close the circle: two columns of 360.
-    assert fss(sums[None]).item() == pytest.approx(float(theirs), rel=2e-2)
+    assert fss(sums[None]).item() == pytest.approx(float(theirs), rel=1e-6)
 
 
 def test_seeps_is_that_of_scores(rng: np.random.Generator) -> None:

@@ -138,6 +138,8 @@ def test_a_reader_clicks_through_it(page: Path, browser: "Chrome", width: int, n
         assert browser.find_elements(By.CSS_SELECTOR, f"#{chart} svg"), chart
     assert len(browser.find_elements(By.CSS_SELECTOR, "#maps image")) >= 2
     assert browser.find_elements(By.CSS_SELECTOR, "#card td.better")
+    regions = browser.find_elements(By.CSS_SELECTOR, "#card-regions tbody tr")
+    assert len(regions) == len(browser.find_elements(By.CSS_SELECTOR, "#card-region option"))
     for link in browser.find_elements(By.CSS_SELECTOR, "nav a"):
         link.click()
     body = browser.execute_script("return document.documentElement.scrollWidth")

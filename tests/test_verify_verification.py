@@ -1,6 +1,7 @@
 """Verification from files to scores: forecasts of known error, gaps, other grids and units, what is done stays done."""
 
 import os
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -241,17 +242,49 @@ def test_stations_may_come_to_the_same_file(world: Path, tmp_path: Path) -> None
     assert both["station_reports"].sel(source="forecast", station_lead=24, measured="2t", region="globe") == 3
 
 
-def test_missing_values_are_refused_not_scored(world: Path, tmp_path: Path) -> None:
-    plan = StorePlan(CHANNELS[:1], GRID, (DATES[0],), (24 * HOUR,))
-    with RunStore.create(tmp_path / "holes.zarr", plan, {}) as store:
+def write_holes(path: Path, leads: Sequence[timedelta]) -> Path:
+    """A run store of z500 from the first date, in which the last row of the first lead is missing."""
+    with RunStore.create(path, StorePlan(CHANNELS[:1], GRID, (DATES[0],), tuple(leads)), {}) as store:
         store.begin_run(DATES[0], {})
-        writer = store.begin_lead(DATES[0], 24 * HOUR)
-        values = truth_at(DATES[0] + DAY)[0]
-        values[-1] = np.nan
-        writer.write(CHANNELS[0], values)
-        writer.commit()
-    with pytest.raises(InputError, match="z500 valid 2020-06-02 00:00 has 50 values that are not finite"):
-        verified(world, tmp_path / "out", forecast=tmp_path / "holes.zarr", baselines={})
+        for lead in leads:
+            writer = store.begin_lead(DATES[0], lead)
+            values = truth_at(DATES[0] + lead)[0] + error_of(lead)
+            values[-1] = np.nan if lead == leads[0] else values[-1]
+            writer.write(CHANNELS[0], values)
+            writer.commit()
+    return path
+
+
+def test_missing_values_are_left_out_and_counted(world: Path, tmp_path: Path) -> None:
+    holes = write_holes(tmp_path / "holes.zarr", [24 * HOUR, 48 * HOUR])
+    for _ in range(2):  # the second time from what was kept
+        made = verified(world, tmp_path / "out", forecast=holes, baselines={})
+        assert made.scores["lead"].values.tolist() == [48]
+        assert "1 of 2 forecasts, or their truth, have missing values and are left out" in made.notes
+        assert "forecast from 2020-06-01 00:00: z500 valid 2020-06-02 00:00 has 50 values" in made.notes
+        np.testing.assert_allclose(
+            made.scores["rmse"].sel(source="forecast", channel="z500"), error_of(48 * HOUR), rtol=1e-3
+        )
+    assert "50 values that are not finite" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_nothing_but_missing_values_is_an_error(world: Path, tmp_path: Path) -> None:
+    holes = write_holes(tmp_path / "holes.zarr", [24 * HOUR])
+    with pytest.raises(InputError, match=r"z500 valid 2020-06-02 00:00 has 50 values .*--channels"):
+        verified(world, tmp_path / "out", forecast=holes, baselines={})
+
+
+def test_a_truth_with_missing_values_leaves_those_forecasts_out(world: Path, tmp_path: Path) -> None:
+    truth = write_analyses(tmp_path / "truth.zarr", TIMES)
+    with xr.open_zarr(truth, consolidated=False) as dataset:
+        holes = dataset.load()
+    holes["2m_temperature"].loc[{"time": np.datetime64(DATES[0] + DAY)}] = np.nan
+    holes.to_zarr(truth, mode="w", consolidated=False)
+    made = verified(world, tmp_path / "out", truth=truth, baselines={}, persistence=False)
+    # Valid then: the first date at 24 h; no other pair.
+    assert "1 of 9 forecasts, or their truth" in made.notes
+    assert "truth.zarr: 2t of 2020-06-02 00:00 has 1300 values missing" in made.notes
+    assert made.scores["dates"].sel(source="forecast").values.tolist() == [3, 2, 3]
 
 
 def test_a_cluster_scores_the_same(world: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from fengwu_ghr.errors import InputError
+from fengwu_ghr.errors import InputError, MissingValues
 from fengwu_ghr.grib.derive import derive
 from fengwu_ghr.grib.geometry import Layout, lay_out
 from fengwu_ghr.grib.messages import FieldInfo, scan
@@ -257,13 +257,13 @@ def _make(recipes: Sequence[Recipe], decoded: dict[FieldInfo, _Decoded]) -> dict
     """The channels, computed in the place of their inputs where nothing else needs these."""
     for field, factor in {r.field: r.factor for recipe in recipes for r in recipe.readings}.items():
         decoded[field].scale(factor)
-    problems = [
-        problem
+    problems = {
+        problem: bool(decoded[reading.field].missing)
         for recipe in recipes
         for reading in recipe.readings
         if (problem := _reading_problem(recipe, reading, decoded[reading.field]))
-    ]
-    _raise(problems)
+    }
+    _raise(list(problems), MissingValues if all(problems.values()) else InputError)
     uses = _uses(recipes)
     fields = {recipe.channel: _cook(recipe, decoded, uses) for recipe in recipes}
     _raise(
@@ -272,11 +272,9 @@ def _make(recipes: Sequence[Recipe], decoded: dict[FieldInfo, _Decoded]) -> dict
     return fields
 
 
-def _raise(problems: Sequence[str]) -> None:
+def _raise(problems: Sequence[str], kind: type[InputError] = InputError) -> None:
     if problems:
-        raise InputError(
-            "these fields cannot be what their headers say:\n" + "\n".join(dict.fromkeys(problems))
-        )
+        raise kind("these fields cannot be what their headers say:\n" + "\n".join(dict.fromkeys(problems)))
 
 
 def _cook(recipe: Recipe, decoded: dict[FieldInfo, _Decoded], uses: Counter[FieldInfo]) -> SourceField:

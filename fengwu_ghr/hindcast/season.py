@@ -60,16 +60,16 @@ class Season:
         last = whole if self.config.online else self.store_plan.leads[-1]
         return last // self.checkpoint.step
 
-    def missing_inputs(self, time: datetime) -> list[str]:
-        """The input files of this initial time that are not there, by name or pattern."""
-        return [name for name in self._names(time) if not matching(name)]
+    def input_names(self, time: datetime) -> list[str]:
+        """The files and patterns of this initial time."""
+        return self.config.input.names(time, before=time - self.checkpoint.step)
 
     def forecast_config(self, time: datetime) -> RunConfig:
         """The forecast from this initial time. Raises InputError for input that is not there."""
-        config = self.config
-        if missing := self.missing_inputs(time):
+        config, found = self.config, {name: matching(name) for name in self.input_names(time)}
+        if missing := [name for name, paths in found.items() if not paths]:
             raise InputError(f"the input of {time:%Y-%m-%d %H:%M} is not there: {', '.join(missing)}")
-        files = dict.fromkeys(path for name in self._names(time) for path in matching(name))
+        files = dict.fromkeys(path for paths in found.values() for path in paths)
         sections = {name: getattr(config, name).model_dump() for name in ("model", "forecast", "compute")}
         return RunConfig.model_validate(
             {
@@ -93,9 +93,6 @@ class Season:
         """The same season, computed otherwise."""
         compute = self.config.compute.model_copy(update=changes)
         return replace(self, config=self.config.model_copy(update={"compute": compute}))
-
-    def _names(self, time: datetime) -> list[str]:
-        return self.config.input.names(time, before=time - self.checkpoint.step)
 
 
 def check_recorded(season: Season, recorded: dict[str, Any], store: Path) -> None:

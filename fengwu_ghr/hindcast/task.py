@@ -22,7 +22,7 @@ from fengwu_ghr.hindcast.ledger import Ledger
 from fengwu_ghr.hindcast.season import Season
 from fengwu_ghr.hindcast.settings import HindcastConfig
 from fengwu_ghr.preflight import ForecastPlan
-from fengwu_ghr.resume import Attempt, changes, find_attempt_in
+from fengwu_ghr.resume import Attempt, changes, find_attempt_in, settle_compute
 from fengwu_ghr.store import RunStore
 from fengwu_ghr.verify.pairing import NothingToVerify
 
@@ -42,7 +42,7 @@ Tell = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an initial time ended: finished, or failed with a reason."""
+    """How an initial time ended: finished, failed with a reason, or left as it was for another run."""
 
     time: datetime
     finished: bool
@@ -50,13 +50,13 @@ class Outcome:
     seconds: Mapping[str, float] | None = None
     is_noted: bool = True
     """In the ledger; not where a worker died before it could."""
+    is_left: bool = False
+    """For another run to take up; the reason says why not this one."""
 
     def facts(self) -> dict[str, Any]:
         """As plain values, for a log."""
-        found: dict[str, Any] = {
-            "time": self.time.isoformat(),
-            "outcome": "finished" if self.finished else "failed",
-        }
+        ended = "finished" if self.finished else "left" if self.is_left else "failed"
+        found: dict[str, Any] = {"time": self.time.isoformat(), "outcome": ended}
         if self.reason:
             found["reason"] = self.reason
         return found | {"seconds": {name: round(value, 2) for name, value in (self.seconds or {}).items()}}
@@ -106,7 +106,7 @@ class Worker:
             try:
                 claim.enter_context(_claimed(self.store, time, patience=self.claim_patience))
             except UsageError as error:  # another process is at it: no failure of the initial time
-                return Outcome(time, False, str(error))
+                return Outcome(time, False, str(error), is_left=True)
             except InputError as error:  # its manifest is damaged
                 self.ledger.failed(time, error.exit_code, str(error))
                 return Outcome(time, False, str(error))
@@ -117,6 +117,8 @@ class Worker:
                 seconds = self._complete(time, tell)
             except (OutputError, ResourceError):
                 raise
+            except _OfAnotherKind as kind:
+                return Outcome(time, False, str(kind), is_left=True)
             except Exception as error:
                 return self._failed(time, error)
             self.ledger.finished(time, seconds)
@@ -145,6 +147,7 @@ class Worker:
             if not is_due(plan, attempt, watch):
                 run.complete(attempt, None, None)
                 return {"all": perf_counter() - begun}
+            _check_kind(plan, attempt)
             reading.enter_context(self._reading)
             with run.clock.measure("read"):
                 prepared = prepare(plan, attempt, run.reporter)
@@ -167,6 +170,18 @@ class Worker:
             self._stepper = None  # two do not fit
             self._stepper, self._compute = make_stepper(plan, compute), compute
         return self._stepper
+
+
+class _OfAnotherKind(Exception):
+    """The initial time was begun on a machine that rounds otherwise, and waits for one of that kind."""
+
+
+def _check_kind(plan: ForecastPlan, attempt: Attempt) -> None:
+    """Raises _OfAnotherKind where this worker would not go on with the bytes with which the forecast was begun."""
+    try:
+        settle_compute(plan, attempt)
+    except UsageError as other:
+        raise _OfAnotherKind(f"it waits for a worker like the one that began it: {other}") from None
 
 
 @dataclass

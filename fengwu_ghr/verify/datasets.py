@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fengwu_ghr.errors import InputError
+from fengwu_ghr.errors import InputError, MissingValues
 from fengwu_ghr.grid import LatLonGrid, known_grid
 from fengwu_ghr.variables import VARIABLES, Channel, variable
 from fengwu_ghr.verify.fields import Field, check_plausible, state_of_files
@@ -151,10 +151,8 @@ class Gridded:
         ours = np.ascontiguousarray(field[self.rows][:, self.columns], np.float32)
         ours = ours * np.float32(factor) + np.float32(offset) if (factor, offset) != (1, 0) else ours
         if not np.isfinite(ours).all():
-            raise InputError(
-                f"{self.name}: {channel} of {time:%Y-%m-%d %H:%M} has {np.sum(~np.isfinite(ours))} values missing: "
-                "leave out the channel (--channels) or the date (--first, --last)"
-            )
+            count = np.sum(~np.isfinite(ours))
+            raise MissingValues(f"{self.name}: {channel} of {time:%Y-%m-%d %H:%M} has {count} values missing")
         check_plausible(ours, channel, self.name)
         return ours
 

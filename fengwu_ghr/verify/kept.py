@@ -32,7 +32,7 @@ FORECAST = "forecast"
 """What the forecast itself is called among its baselines."""
 ABOUT = "verification.json"
 _PIECE, _FINGERPRINT = "piece of a verification", "fingerprint"
-_STATIONS, _REFUSED = ("stations", "latitude", "longitude"), "refused"
+_STATIONS, _REFUSED, _LACKS = ("stations", "latitude", "longitude"), "refused", "lacks"
 _ALSO, _OTHERS, _MOST_TOLD = "; also ", "others", 3
 _NAME = re.compile(r"(\d{8}T\d{4})\+([0-9.]+)h\.npz")
 _REGIONAL = ("fields", "events", "neighbourhoods", "rain", "stations")
@@ -91,6 +91,8 @@ class Piece(NamedTuple):
     fingerprint: str
     refused: Mapping[str, int]
     """By reason, how many reports of this time were left out."""
+    lacks: str = ""
+    """Of a pair without sums: which field has missing values."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ class KeptSums:
             _FINGERPRINT: np.array(piece.fingerprint),
             **dict(zip(_STATIONS, (np.array(list(piece.stations), str), *places.T))),
             _REFUSED: np.array([f"{count} {reason}" for reason, count in piece.refused.items()], str),
+            _LACKS: np.array(piece.lacks),
         }
         for name, kinds in piece.scores.items():
             for kind, sums in kinds.items():
@@ -188,6 +191,7 @@ class KeptSums:
         names, *places = (arrays.pop(name).tolist() for name in _STATIONS)
         counts = (text.partition(" ") for text in arrays.pop(_REFUSED).tolist())
         refused = {reason: int(count) for count, _, reason in counts}
+        lacks = str(arrays.pop(_LACKS, ""))  # sums that were kept before there was such a text have all
         scores: dict[str, dict[str, Any]] = {}
         for key, values in arrays.items():
             name, kind, *what = key.split("|")
@@ -197,7 +201,7 @@ class KeptSums:
             else:
                 parts[1][what[1]] = values
         made = {name: {kind: Sums(*parts) for kind, parts in kinds.items()} for name, kinds in scores.items()}
-        return Piece(made, dict(zip(names, zip(*places))), fingerprint, refused)
+        return Piece(made, dict(zip(names, zip(*places))), fingerprint, refused, lacks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,9 +221,9 @@ class Collected:
 def collect(folders: Sequence[KeptSums], *, pairs: Sequence[Pair] | None = None) -> Collected:
     """The sums of these pairs (all there are) in these folders, each pair counted once.
 
-    What is compared must be there in all: persistence of which a pair has nothing is left out, with a note.
-    Raises UsageError where the folders are of different verifications; InputError where two hold a pair of different
-    fields, or one of the pairs is nowhere.
+    What is compared must be there in all: persistence of which a pair has nothing is left out, with a note; so is a
+    pair of which a field has missing values. Raises UsageError where the folders are of different verifications;
+    InputError where two hold a pair of different fields, one of the pairs is nowhere, or all have missing values.
     """
     first, *others = [folder.about for folder in folders]
     for folder, other in zip(folders[1:], others):
@@ -230,9 +234,13 @@ def collect(folders: Sequence[KeptSums], *, pairs: Sequence[Pair] | None = None)
     refused: dict[datetime, Mapping[str, int]] = {}
     pieces = [(pair, holders.get(pair, folders[0])) for pair in chosen]
     seen: Counter[str] = Counter()
+    lacking: dict[Pair, str] = {}
     stations = _stations(pieces)
     for pair, holder in pieces:
         piece = holder.read(pair)
+        if piece.lacks:
+            lacking[pair] = piece.lacks
+            continue
         refused[pair[0] + pair[1]] = piece.refused
         seen.update(list(piece.scores))
         for name, kinds in piece.scores.items():
@@ -240,12 +248,31 @@ def collect(folders: Sequence[KeptSums], *, pairs: Sequence[Pair] | None = None)
                 table = tables.setdefault(name, {}).setdefault(kind, first.table(kind))
                 own = _of_stations(sums, piece.stations, stations) if kind == "places" else sums
                 _add(table, kind, pair, own, Start(0, chosen[0][0]))
-    partial = {name: count for name, count in seen.items() if count < len(pieces)}
-    notes = [f"no {name}: {count} of {len(pieces)} sums have it" for name, count in partial.items()]
+    scored = tuple(pair for pair in chosen if pair not in lacking)
+    partial = {name: count for name, count in seen.items() if count < len(scored)}
+    notes = [f"no {name}: {count} of {len(scored)} sums have it" for name, count in partial.items()]
+    notes += _told_lacking(lacking, len(chosen))
     told = _told_of_all([first, *others])
     told = told.model_copy(update={"notes": (*told.notes, *notes)})
     whole = {name: kinds for name, kinds in tables.items() if name not in partial}
-    return Collected(told, chosen, whole, stations, _summed(refused.values()))
+    return Collected(told, scored, whole, stations, _summed(refused.values()))
+
+
+def _told_lacking(lacking: Mapping[Pair, str], pairs: int) -> list[str]:
+    """A note of those that have missing values. Raises InputError where all have."""
+    if not lacking:
+        return []
+    told = [f"{time:%Y-%m-%d %H:%M} at {hours_text(lead)}, {why}" for (time, lead), why in lacking.items()]
+    more = [f"{len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else []
+    listed = " / ".join([*told[:_MOST_TOLD], *more])
+    if len(lacking) == pairs:
+        raise InputError(
+            f"nothing can be verified: each of {pairs} forecasts or its truth has missing values ({listed}); leave out "
+            "the channel (--channels) or the source that has them"
+        )
+    return [
+        f"{len(lacking)} of {pairs} forecasts, or their truth, have missing values and are left out ({listed})"
+    ]
 
 
 def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

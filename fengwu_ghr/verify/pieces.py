@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from fengwu_ghr.config import VerifySection
+from fengwu_ghr.errors import MissingValues
 from fengwu_ghr.progress import Progress
 from fengwu_ghr.scheduler import connect
 from fengwu_ghr.verify.kept import Collected, KeptSums, Pair, Piece, collect
@@ -44,11 +45,16 @@ def missing(made: Verification) -> list[Pair]:
 
 
 def score_pair(made: Verification, pair: Pair, *, run: Run = map) -> None:
-    """The sums of this pair are on disk; `run` as of `Scorer.score`."""
-    stations = {} if made.places is None else made.places.positions
-    scores = made.scorer.score(*pair, run=run)
-    refused = {} if made.places is None else made.places.refused_at(pair[0] + pair[1])
-    piece = Piece(scores, stations, fingerprint_of(made, pair), refused)
+    """The sums of this pair are on disk, or why it has none: a field has missing values. `run` as of `Scorer.score`."""
+    fingerprint = fingerprint_of(made, pair)
+    try:
+        scores = made.scorer.score(*pair, run=run)
+    except MissingValues as lacking:
+        piece = Piece({}, {}, fingerprint, {}, lacks=" ".join(str(lacking).split()))
+    else:
+        stations = {} if made.places is None else made.places.positions
+        refused = {} if made.places is None else made.places.refused_at(pair[0] + pair[1])
+        piece = Piece(scores, stations, fingerprint, refused)
     KeptSums(made.settings.output).write(pair, piece)
 
 

@@ -128,7 +128,8 @@ _CARD = """<div class="controls"><label>against <select id="card-baseline"></sel
 <label>region <select id="card-region"></select></label></div><p id="card-title"></p>
 <div class="wide" id="card"></div>
 <p class="quiet"><span class="better">▲ better</span>, <span class="worse">▼ worse</span> (small: by less than 5 %),
-· undecided; RMSE, paired over initial times, corrected for the number of targets (Šidák).</p>"""
+· undecided; RMSE, paired over initial times, corrected for the number of targets (Šidák).</p>
+<p>All regions, targets of all channels and leads</p><div class="wide" id="card-regions"></div>"""
 _MAPS = """<div class="controls"><label>forecast <select id="map-source"></select></label>
 <label>channel <select id="map-channel"></select></label><label>lead [h] <select id="map-lead"></select></label></div>
 <div class="maps" id="maps"></div>"""

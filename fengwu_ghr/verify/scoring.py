@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fengwu_ghr.coarsen import AreaMean
-from fengwu_ghr.errors import InputError
+from fengwu_ghr.errors import MissingValues
 from fengwu_ghr.grid import LatLonGrid, product_grid
 from fengwu_ghr.variables import Channel
 from fengwu_ghr.verify.climate import ClimateStore
@@ -81,7 +81,7 @@ class Scorer:
     def score(self, initial_time: datetime, lead: timedelta, *, run: Run = map) -> Scores:
         """The sums of every kind that this lead has; `run` calls a function for each of many, as `map` does.
 
-        Raises InputError for what is missing or cannot be read.
+        Raises MissingValues where a field has some, InputError for what is missing or cannot be read.
         """
         jobs = [
             *(partial(self._of_channel, channel) for channel in self.measures.channels),
@@ -252,10 +252,10 @@ def _has(
 
 
 def _finite(values: Field, where: str, name: str, valid_time: datetime) -> Field:
-    """The field itself. Raises InputError for a missing value: it would count as no event, and spoil all regions."""
+    """The field itself. Raises MissingValues for one that is: it would count as no event, and spoil all regions."""
     if not np.isfinite(values).all():
         count = int(np.sum(~np.isfinite(values)))
-        raise InputError(
+        raise MissingValues(
             f"{where}: {name} valid {valid_time:%Y-%m-%d %H:%M} has {count} values that are not finite"
         )
     return values

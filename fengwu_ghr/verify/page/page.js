@@ -107,6 +107,10 @@ function drawCard() {
   });
   const [won, lost, open] = card.counts[r];
   element("card").innerHTML = html + "</tbody></table>";
+  const rows = data.regions.map((name, i) => `<tr><td>${plain(name)}</td><td>${(100 * card.better[i]).toFixed(1)} %</td>`
+    + `${card.counts[i].map((count) => `<td>${count}</td>`).join("")}</tr>`);
+  element("card-regions").innerHTML = "<table class='card'><thead><tr><th>region</th><th>smaller RMSE</th><th>▲ won</th>"
+    + `<th>▼ lost</th><th>· undecided</th></tr></thead><tbody>${rows.join("")}</tbody></table>`;
   element("card-title").textContent = `Against ${baseline}, ${region}: of ${won + lost + open} targets ${won} won, ${lost} lost, `
     + `${open} undecided at 95 % (${card.method}; ${card.dates} initial times); smaller RMSE in ${(100 * card.better[r]).toFixed(1)} %.`;
 }
