@@ -145,7 +145,7 @@ def newest_time(settings: Settings, checkpoint: Checkpoint) -> datetime:
     if not settings.input.names_times:
         if lacking := arrivals.lacking_for_sure(settings.input.files):
             raise InputError(
-                f"the analysis is not there: {', '.join(lacking)} (looked for from {Path.cwd()}); call again when it is, "
+                f"the analysis is not there: {', '.join(lacking)} (from {Path.cwd()}); call again when it is, "
                 "or see to input.files"
             )
         files = [path for name in settings.input.files for path in matching(name)]
