@@ -144,7 +144,10 @@ def newest_time(settings: Settings, checkpoint: Checkpoint) -> datetime:
     names, arrivals = settings.input.names, Arrivals()
     if not settings.input.names_times:
         if lacking := arrivals.lacking_for_sure(settings.input.files):
-            raise InputError(f"the analysis is not there: {', '.join(lacking)}; call again when it is")
+            raise InputError(
+                f"the analysis is not there: {', '.join(lacking)} (from {Path.cwd()}); call again when it is, "
+                "or see to input.files"
+            )
         files = [path for name in settings.input.files for path in matching(name)]
         return plan_analysis(files, checkpoint.channels.channels).valid_time
     for time in settings.newest.times():

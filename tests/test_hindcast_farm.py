@@ -9,8 +9,9 @@ import farm_works
 import pytest
 import seasons
 from distributed import Client
+from distributed.comm import CommClosedError
 
-from fengwu_ghr.errors import OutputError, UsageError
+from fengwu_ghr.errors import Interrupted, OutputError, UsageError
 from fengwu_ghr.hindcast.cluster import Host, batch_cluster, open_client, resources
 from fengwu_ghr.hindcast.farm import STRIKES, Farm
 from fengwu_ghr.hindcast.settings import ClusterSection, HindcastConfig
@@ -110,6 +111,17 @@ def test_no_scheduler_is_a_readable_error(tmp_path: Path, monkeypatch: pytest.Mo
         open_client(config, Host(1, 1, 2**30)),
     ):
         pass
+
+
+def test_a_scheduler_that_is_lost_while_it_is_asked_interrupts(client: Client, tmp_path: Path) -> None:
+    """Whatever it is asked: that the workers are, before anything is handed out, too."""
+    address = client.scheduler.address
+    tree = seasons.season(tmp_path, tmp_path, 2, cluster={"scheduler": address, "workers": 0})
+    with (
+        pytest.raises(Interrupted, match="run the same command again"),
+        open_client(HindcastConfig.model_validate(tree), Host(1, 1, 2**30)),
+    ):
+        raise CommClosedError("in <TCP (closed)>: Stream is closed")
 
 
 def test_a_gpu_has_as_many_initial_times_as_it_has_turns(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import dask
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from distributed.comm import CommClosedError
 
 from fengwu_ghr.engine.torch_engine import gpu_count
-from fengwu_ghr.errors import ResourceError, UsageError
+from fengwu_ghr.errors import Interrupted, ResourceError, UsageError
 from fengwu_ghr.hindcast.settings import ClusterSection, HindcastConfig
 from fengwu_ghr.machine import usable_cores
 from fengwu_ghr.memory_plan import MEMORY_SHARE, available_memory
@@ -26,6 +27,7 @@ TURNS = 2
 GPU = "GPU"
 START_SECONDS = 120
 NOTE_SECONDS = 60
+GONE = "the Dask scheduler is gone; what is committed stands, run the same command again to resume"
 _SETTINGS = {
     # A worker that dies takes at most the initial time it computes with it, and the farm counts how often.
     "distributed.scheduler.allowed-failures": 0,
@@ -96,10 +98,12 @@ def resources(config: HindcastConfig) -> dict[str, float]:
 def open_client(config: HindcastConfig, host: Host) -> Iterator[Client]:
     """A client of the workers that the configuration asks for; what was started here ends with it.
 
-    Raises UsageError where there is no scheduler or no dask-jobqueue, ResourceError where this machine's do not start.
+    Raises UsageError where there is no scheduler or no dask-jobqueue, ResourceError where this machine's do not start;
+    Interrupted where the scheduler is lost at any moment inside.
     """
     logging.getLogger("distributed").setLevel(logging.WARNING)
     with ExitStack() as opened:
+        opened.enter_context(_scheduler_may_go())
         opened.enter_context(dask.config.set(_SETTINGS))
         if config.cluster.scheduler:
             yield opened.enter_context(connect(config.cluster.scheduler))
@@ -111,6 +115,14 @@ def open_client(config: HindcastConfig, host: Host) -> Iterator[Client]:
             client.register_plugin(Prepare(visible_gpus() if config.compute.device == "cuda" else []))
             _wait_for_workers(client, host.workers)
         yield client
+
+
+@contextmanager
+def _scheduler_may_go() -> Iterator[None]:
+    try:
+        yield
+    except CommClosedError as error:
+        raise Interrupted(GONE) from error
 
 
 def hosts(client: Client, tell: Callable[[str], None]) -> list[Host]:

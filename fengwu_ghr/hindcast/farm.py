@@ -16,7 +16,7 @@ from uuid import uuid4
 from distributed import Client, Future, KilledWorker, get_worker
 
 from fengwu_ghr.errors import FengwuError, Interrupted
-from fengwu_ghr.hindcast.cluster import TURNS
+from fengwu_ghr.hindcast.cluster import GONE, TURNS
 from fengwu_ghr.hindcast.settings import HindcastConfig
 from fengwu_ghr.hindcast.task import Outcome
 from fengwu_ghr.hindcast.task import Worker as DateWorker
@@ -234,9 +234,7 @@ class Farm:
 
     def _check_scheduler(self, *, is_cancelled: bool = False) -> None:
         if is_cancelled or self.client.status != "running":
-            raise Interrupted(
-                "the Dask scheduler is gone; what is committed stands, run the same command again to resume"
-            )
+            raise Interrupted(GONE)
 
 
 def log_line(outcome: Outcome) -> str:
