@@ -163,7 +163,7 @@ def _check_ends(files: Sequence[OnnxFile]) -> None:
             f"{first.path} wants {', '.join(map(str, first.inputs)) or 'nothing'}: a model is first given a state "
             "(1 x channels x rows x columns) of float32 or float16"
         )
-    if len(rest) > 1 or any(value.type != "int64" or value.shape not in ((), (1,)) for value in rest):
+    if len(rest) > 1 or any(value.type != "int64" or value.shape != () for value in rest):
         raise UsageError(
             f"{first.path} wants {', '.join(map(str, rest))} beside a state: only the lead step, a whole number "
             "(int64), is known here"

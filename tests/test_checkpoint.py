@@ -253,7 +253,11 @@ def test_verification_finds_numbers_that_are_not_finite(folder: Path) -> None:
         (r"z1000 = .*\n", "", "statistics.mean must name the channels of ghr-69; differing: z1000"),
         (r"z1000 = .*\n", "z1000 = nan\n", "statistics must be finite"),
         (r"(\[statistics.std\]\n)z1000 = .*\n", r"\1z1000 = 0.0\n", "with a positive std"),
-        (r'registration = "nested"', 'registration = "square"', "registration: Input should be 'nested' or"),
+        (
+            r'registration = "nested"',
+            'registration = "square"',
+            "registration: Input should be 'nested', 'pixel' or",
+        ),
         (r"step_hours = 6", "step_hours = 0", "step_hours: Input should be greater than 0"),
         (r'"res.safetensors" =', '"../res.safetensors" =', "plain [*].safetensors names"),
         (r'"res.safetensors" =', '"/tmp/res.safetensors" =', "plain [*].safetensors names"),
@@ -308,11 +312,13 @@ def test_toml_reads_back_the_same() -> None:
         "nested": [[1, 2], []],
         "infinite": [math.inf, -math.inf],
         "table": {"a": 1, "deep": {"x": "y", '"': 2}, "b": False},
+        "rows": [{"a": 1, "b": [2]}, {"a": 3, "inner": {"c": 4}}],
         "empty": {},
     }
     assert tomllib.loads(to_toml(content)) == content
+    assert to_toml(content | {"nothing": None}) == to_toml(content)
     with pytest.raises(ValueError, match="TOML cannot hold None"):
-        to_toml({"nothing": None})
+        to_toml({"nothing": [None]})
 
 
 # Untrained models
@@ -387,7 +393,11 @@ def test_statistics_and_channels_can_be_given(tmp_path: Path) -> None:
         ({"model": "ghr-huge-1p8"}, "no architecture is named 'ghr-huge-1p8'; there are ghr-4b-0p09"),
         ({"init": "ones"}, "init is zero or random; got 'ones'"),
         ({"channel_set": "ghr-1"}, "no channel set is named 'ghr-1'"),
-        ({"registration": "square"}, "registration: Input should be 'nested' or 'pixel'"),
+        ({"registration": "square"}, "registration: Input should be 'nested', 'pixel' or 'backbone'"),
+        (
+            {"registration": "backbone"},
+            "weights of ours work on nine sub-fields: registration is nested or pixel",
+        ),
         ({"split": "block"}, "the split is made at pixel or token level; got 'block'"),
         ({"split": "token", "registration": "pixel"}, "its registration must be nested"),
         ({"model": small(predicts="state")}, "untrained models predict a tendency"),

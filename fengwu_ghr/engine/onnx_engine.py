@@ -241,7 +241,6 @@ class OnnxStepper:
 
 def _bind_input(binding: Any, name: str, value: Any) -> None:
     if isinstance(value, Tensor):
-        value = value.contiguous()
         binding.bind_input(
             name, value.device.type, 0, _numpy(value.dtype), tuple(value.shape), value.data_ptr()
         )
