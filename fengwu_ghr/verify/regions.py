@@ -114,6 +114,14 @@ class Regions:
         """The share of the grid's area in each region."""
         return self.sums(np.ones((1, *self.grid.shape)), slice(None))[0]
 
+    def areas_of(self, rows: slice) -> Float64[np.ndarray, " region"]:
+        """The same of these rows of the grid, worked out once."""
+        key = rows.start, rows.stop
+        if key not in self._areas_of_rows:
+            points = np.ones((1, len(range(*rows.indices(self.grid.shape[0]))), self.grid.shape[1]))
+            self._areas_of_rows[key] = self.sums(points, rows)[0]
+        return self._areas_of_rows[key]
+
     def weights(self, name: str) -> Float64[np.ndarray, "lat lon"]:
         """The share of the grid's area in each cell inside this region."""
         if name in self.masks:
@@ -138,6 +146,10 @@ class Regions:
         ends = (*starts[1:], self.grid.shape[1])
         pieces = [values[..., start:end].sum(axis=2) for start, end in zip(starts, ends)]
         return np.stack(pieces, axis=2)
+
+    @cached_property
+    def _areas_of_rows(self) -> dict[tuple[int, int], Float64[np.ndarray, " region"]]:
+        return {}
 
     @cached_property
     def _starts(self) -> tuple[int, ...]:
