@@ -66,6 +66,7 @@ Read the package in the order of this list: a module uses only modules above it.
     engine.paging         blocks that wait in host memory, two on the device
     engine.graphs         compiled blocks, the trunk as a CUDA graph
     engine.outgoing       master states on their way to the writers
+    engine.out_of_memory  memory that ran out, in whoever's words
     engine.torch_engine   the stepper that runs the torch network within a memory budget
     engine.device_memory  what a forecast takes of a GPU's memory
     engine.precision      which precision is faster here

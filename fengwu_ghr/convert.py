@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,9 +22,9 @@ from fengwu_ghr.checkpoint import Checkpoint, hash_of
 from fengwu_ghr.durable import flush_tree
 from fengwu_ghr.errors import OutputError, UsageError
 from fengwu_ghr.grid import SCALES, NetworkGrid
-from fengwu_ghr.model_card import Graph, ModelCard, OnnxPackage, Statistics, explain, write_card
+from fengwu_ghr.model_card import CARD, Graph, ModelCard, OnnxPackage, Statistics, explain, write_card
 from fengwu_ghr.normalise import Normalisation
-from fengwu_ghr.onnx_files import OnnxFile, Value, check_chain
+from fengwu_ghr.onnx_files import OnnxFile, Shape, Value, check_chain
 from fengwu_ghr.variables import ChannelSet, channel_set
 
 GHR_LEVELS = (
@@ -64,7 +64,9 @@ def convert(path: Path, output: Path, about: About = About()) -> Checkpoint:
     """
     files = [OnnxFile(file) for file in graphs_at(path)]
     check_chain(files)
-    card = describe(files, about, beside=path if path.is_dir() else path.parent)
+    whole = path.resolve()
+    named = replace(about, name=about.name or (whole.name if path.is_dir() else whole.stem))
+    card = describe(files, named, beside=path if path.is_dir() else path.parent)
     return save_package(files, card, output)
 
 
@@ -98,10 +100,10 @@ def describe(files: Sequence[OnnxFile], about: About, *, beside: Path) -> ModelC
     _check_ends(files)
     channels, history = _channels(files, about)
     grid = _grid(files[0].path, given[0], about)
-    _check_output(files[-1].path, gives[0], channels, grid)
+    _check_output(files[-1].path, gives[0], channels, grid, history)
     try:
         return ModelCard(
-            name=about.name or beside.name,
+            name=about.name or files[0].path.stem,
             description=f"ONNX graphs, {'a chain of ' if len(files) > 1 else ''}{len(files)}, of {channels.name}.",
             trained=True,
             licence=about.licence,
@@ -126,9 +128,12 @@ def describe(files: Sequence[OnnxFile], about: About, *, beside: Path) -> ModelC
 
 def save_package(files: Sequence[OnnxFile], card: ModelCard, output: Path) -> Checkpoint:
     """The card and the files in a new folder, whole or not at all. Raises OutputError."""
-    if output.exists():
-        raise OutputError(f"{output} exists already; choose another folder or remove it")
+    check_absent(output)
     sources = list(dict.fromkeys(path for file in files for path in (file.path, *file.external)))
+    if clash := [source for source in sources if source.name == CARD]:
+        raise UsageError(
+            f"{clash[0]} has the name of a checkpoint's card; rename it, and save the model again"
+        )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
@@ -137,7 +142,7 @@ def save_package(files: Sequence[OnnxFile], card: ModelCard, output: Path) -> Ch
             for source in sources:
                 _link(source, made / source.name)
             sums = {source.name: hash_of(source) for source in sources}
-            write_card(made, card.model_copy(update={"files": sums}))
+            write_card(made, _with_files(card, sums))
             flush_tree(made)
             made.rename(output)
     except OSError as error:
@@ -145,6 +150,19 @@ def save_package(files: Sequence[OnnxFile], card: ModelCard, output: Path) -> Ch
             f"{output} could not be written: {error}; see to the disk or choose another"
         ) from error
     return Checkpoint.open(output)
+
+
+def check_absent(output: Path) -> None:
+    """Raises OutputError where a file or folder has this name already."""
+    if output.exists():
+        raise OutputError(f"{output} exists already; choose another folder or remove it")
+
+
+def _with_files(card: ModelCard, sums: dict[str, str]) -> ModelCard:
+    try:
+        return ModelCard.model_validate(card.model_dump() | {"files": sums})
+    except ValidationError as error:
+        raise UsageError(f"{card.name} cannot be a model: {explain(error)}") from error
 
 
 def _link(source: Path, target: Path) -> None:
@@ -158,7 +176,7 @@ def _check_ends(files: Sequence[OnnxFile]) -> None:
     """What goes in is a state and at most the lead step; what comes out a state."""
     first, last = files[0], files[-1]
     state, *rest = first.inputs or (Value("nothing", "none", ()),)
-    if len(state.shape) != 4 or state.type not in ("float32", "float16"):
+    if not _is_state(state) or state.type not in ("float32", "float16"):
         raise UsageError(
             f"{first.path} wants {', '.join(map(str, first.inputs)) or 'nothing'}: a model is first given a state "
             "(1 x channels x rows x columns) of float32 or float16"
@@ -168,16 +186,21 @@ def _check_ends(files: Sequence[OnnxFile]) -> None:
             f"{first.path} wants {', '.join(map(str, rest))} beside a state: only the lead step, a whole number "
             "(int64), is known here"
         )
-    if not last.outputs or len(last.outputs[0].shape) != 4:
+    if not last.outputs or not _is_state(last.outputs[0]) or last.outputs[0].type != state.type:
         raise UsageError(
-            f"{last.path} gives {', '.join(map(str, last.outputs)) or 'nothing'}: the last graph gives a state first"
+            f"{last.path} gives {', '.join(map(str, last.outputs)) or 'nothing'}: the last graph gives a state first "
+            f"(1 x channels x rows x columns), of {state.type} as the one it is fed"
         )
+
+
+def _is_state(value: Value) -> bool:
+    return value.shape is not None and len(value.shape) == 4 and value.shape[0] in (1, None)
 
 
 def _channels(files: Sequence[OnnxFile], about: About) -> tuple[ChannelSet, int]:
     """The channel set that is meant, and of how many states the input consists."""
     path, value = files[0].path, files[0].inputs[0]
-    count = value.shape[1]
+    count = value.sizes[1]
     sets = _FENGWU_SETS if len(files) == 1 and about.channels is None else _GHR_SETS
     known = {c * h: (name, h) for c, name in sets.items() for h in (1, 2)}
     if about.channels:
@@ -197,24 +220,34 @@ def _channels(files: Sequence[OnnxFile], about: About) -> tuple[ChannelSet, int]
 
 def _grid(path: Path, value: Value, about: About) -> NetworkGrid:
     """The grid of the input: the network's or the backbone's, at the scale that has its size."""
-    size = value.shape[2:]
-    scales = (about.scale,) if about.scale else SCALES
+    size = value.sizes[2:]
+    scales = SCALES if about.scale is None else (about.scale,)
     wanted = (about.registration,) if about.registration else ("pixel", "backbone")
     try:
         grids = [NetworkGrid(scale, registration) for scale in scales for registration in wanted]
     except ValueError as error:
         raise UsageError(str(error)) from None
-    for grid in grids:
-        if all(told in (None, n) for told, n in zip(size, grid.shape)) and (about.scale or None not in size):
-            return grid
+    fitting = [grid for grid in grids if all(told in (None, n) for told, n in zip(size, grid.shape))]
+    if len(fitting) > 1 and about.scale is not None:
+        raise UsageError(
+            f"{path}: the input {value} may be on the grid of the network or of the backbone; say which with "
+            "--registration pixel (or nested), or backbone"
+        )
+    if len(fitting) == 1:
+        return fitting[0]
     raise UsageError(
         f"{path}: the input {value} is not on a grid that is known here: 721 x 1440 (backbone), 2163 x 4320 (network), "
         "or these at a coarser --scale; an open size needs --scale"
     )
 
 
-def _check_output(path: Path, value: Value, channels: ChannelSet, grid: NetworkGrid) -> None:
-    _, count, *size = value.shape
+def _check_output(path: Path, value: Value, channels: ChannelSet, grid: NetworkGrid, history: int) -> None:
+    _, count, *size = value.sizes
+    if count is None and history > 1:
+        raise UsageError(
+            f"{path}: the output {value} does not say how many channels it has: with two states in it may be one or "
+            "two; save the model again with that size fixed"
+        )
     if count is not None and count < len(channels):
         raise UsageError(
             f"{path}: the output {value} has {count} channels, {channels.name} has {len(channels)}"
@@ -228,12 +261,13 @@ def _check_output(path: Path, value: Value, channels: ChannelSet, grid: NetworkG
 def costs(files: Sequence[OnnxFile], inputs: int, grid: NetworkGrid) -> tuple[Graph, ...]:
     """The graphs with what each costs; the first is fed `inputs` channels on this grid, others what they say."""
     graphs = []
-    for number, file in enumerate(files):
-        shapes = {value.name: [size or 1 for size in value.shape] for value in file.inputs}
-        if number == 0:
-            shapes[file.inputs[0].name] = [1, inputs, *grid.shape]
-        flops, working = file.cost(shapes)
-        graphs.append(Graph(file=file.path.name, bytes=file.bytes, working_bytes=working, flops=flops))
+    given: tuple[Shape | None, ...] = ((1, inputs, *grid.shape), ())
+    for file in files:
+        cost = file.cost({value.name: shape for value, shape in zip(file.inputs, given) if shape is not None})
+        graphs.append(
+            Graph(file=file.path.name, bytes=file.bytes, working_bytes=cost.working_bytes, flops=cost.flops)
+        )
+        given = cost.outputs
     return tuple(graphs)
 
 
@@ -295,7 +329,7 @@ def _tables(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
         try:
             content = json.loads(path.read_text())
             for kind, values in together.items():
-                values |= content[kind]
+                values |= dict(content[kind])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f'{path} is not JSON of "mean" and "std" by variable: {error!r}') from error
     return together
@@ -307,10 +341,14 @@ def _from_tables(table: dict[str, Any], name: str, channels: ChannelSet) -> floa
     if key not in table:
         raise UsageError(f"the statistics have no {key}, which {channels.name} needs for {name}")
     values = table[key]
-    if channel.level is None:
-        return float(values)
-    if len(values) != len(GHR_LEVELS):
-        raise UsageError(
-            f"the statistics have {len(values)} values of {key}; GHR's have {len(GHR_LEVELS)} levels"
-        )
-    return float(values[GHR_LEVELS.index(channel.level)])
+    try:
+        if channel.level is None:
+            return float(values)
+        if len(values) == len(GHR_LEVELS):
+            return float(values[GHR_LEVELS.index(channel.level)])
+    except (TypeError, ValueError):
+        wanted = "a number" if channel.level is None else f"{len(GHR_LEVELS)} numbers"
+        raise UsageError(f"the statistics of {key} are {values!r}; they are {wanted}") from None
+    raise UsageError(
+        f"the statistics have {len(values)} values of {key}; GHR's have {len(GHR_LEVELS)} levels"
+    )

@@ -30,7 +30,7 @@ class Manifest:
 
     @classmethod
     def of(cls, store: Path, initial_time: datetime) -> "Manifest":
-        return cls(store / MANIFEST / f"{stamp(initial_time)}.jsonl")
+        return cls(Path(f"{store}/{MANIFEST}/{stamp(initial_time)}.jsonl"))
 
     def entries(self) -> list[Entry]:
         """The whole lines, oldest first. Raises InputError when one before the last is damaged."""
@@ -46,7 +46,7 @@ class Manifest:
     def last(self) -> Entry | None:
         """The last whole line, mostly without reading the others; None where there is none."""
         try:
-            with open(self.path, "rb") as file:
+            with open(self.path, "rb", buffering=0) as file:
                 start = max(0, os.fstat(file.fileno()).st_size - _TAIL)
                 file.seek(start)
                 lines = file.read().splitlines(keepends=True)
@@ -91,7 +91,9 @@ class Manifest:
 
 def stamp(initial_time: datetime) -> str:
     """As it stands in the names of files."""
-    return f"{initial_time:%Y%m%dT%H%M%S}"
+    # Not by strftime, which takes as long as reading a manifest: of a season there are thousands.
+    day = f"{initial_time.year:04}{initial_time.month:02}{initial_time.day:02}"
+    return f"{day}T{initial_time.hour:02}{initial_time.minute:02}{initial_time.second:02}"
 
 
 def _line(entry: Entry) -> bytes:

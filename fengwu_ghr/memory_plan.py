@@ -64,7 +64,7 @@ def plan_memory(
         fits = plan.peak <= plan.budget and plan.fits_device
         if fits and (plan.batch == batches[-1] or _is_useful(plan, config.compute)):
             return plan
-    check_device_memory(plan)
+    check_device_memory(plan, checkpoint)
     needed = in_gibibytes(plan.parts)
     raise ResourceError(
         f"the memory budget is {plan.budget / 2**30:.2f} GiB, this forecast needs {plan.peak / 2**30:.2f} GiB "
@@ -110,14 +110,13 @@ def _is_useful(plan: MemoryPlan, compute: ComputeSection) -> bool:
     return compute.device == "cuda" or plan.parts["activations"] <= CPU_ACTIVATION_BYTES
 
 
-def check_device_memory(plan: MemoryPlan) -> None:
+def check_device_memory(plan: MemoryPlan, checkpoint: Checkpoint) -> None:
     """Raises ResourceError where the GPU has less free than the plan needs."""
     if not plan.fits_device:
         raise ResourceError(
             f"the GPU has {(plan.device_budget or 0) / 2**30:.2f} GiB free, this forecast needs "
             f"{plan.device_peak / 2**30:.2f} GiB there with {plan.batch} of 9 sub-fields at a time "
-            f"({in_gibibytes(plan.device_parts)}); keep blocks in host memory with --paging, take --precision "
-            "bfloat16 or a smaller model, or free the GPU"
+            f"({in_gibibytes(plan.device_parts)}); {engines.ways_to_fit(checkpoint)}"
         )
 
 
@@ -129,8 +128,8 @@ def output_threads(compute: ComputeSection, threads: int) -> int:
 def compute_of(section: ComputeSection, checkpoint: Checkpoint, threads: int, batch: int) -> Compute:
     """What these settings come to; with precision auto it is measured, once in a process. Graphs have theirs."""
     compute = named_compute(section, threads, batch)
-    if section.precision != "auto" or checkpoint.onnx:
-        return compute
+    if checkpoint.onnx or section.precision != "auto":
+        return replace(compute, precision=engines.precision(checkpoint, compute.precision))
     shape = checkpoint.architecture
     rows, columns = shape.token_shape
     found = fastest_precision(section.device, threads, width=shape.width, tokens=rows * columns)

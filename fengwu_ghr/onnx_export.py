@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fengwu_ghr.backbone import Architecture
 from fengwu_ghr.checkpoint import Checkpoint, load_model
-from fengwu_ghr.convert import costs, save_package
+from fengwu_ghr.convert import check_absent, costs, save_package
 from fengwu_ghr.diffusion import Diffusion
 from fengwu_ghr.durable import make_folder, writing
 from fengwu_ghr.errors import OutputError, UsageError
@@ -173,9 +173,11 @@ def export_onnx(
     progress: Progress,
 ) -> Checkpoint:
     """The model as an ONNX package, a checkpoint itself, in a new folder. Raises UsageError, OutputError."""
+    check_absent(output)
     with writing(output):
         make_folder(output.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as made:
+        folder = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+    with folder as made:
         written = write_graphs(
             checkpoint, Path(made), packaging=packaging, precision=precision, where=where, progress=progress
         )

@@ -16,6 +16,9 @@ from fengwu_ghr.errors import UsageError
 Shape = tuple[int | None, ...]
 """Sizes by dimension; None where the graph leaves one open."""
 
+_LARGE = 2**16
+"""Bytes of a tensor that is a weight, and not a shape that others are worked out from."""
+
 INSTALL = "pip install 'fengwu_ghr[onnx]', or [onnx-gpu] where there is a GPU"
 
 
@@ -26,11 +29,32 @@ class Value:
     name: str
     type: str
     """Of its elements, as numpy spells it."""
-    shape: Shape
+    shape: Shape | None
+    """None where not even the number of dimensions is said."""
+
+    @property
+    def sizes(self) -> Shape:
+        """The shape where there is one; raises ValueError where there is none."""
+        if self.shape is None:
+            raise ValueError(f"{self} has no shape")
+        return self.shape
 
     def __str__(self) -> str:
+        if self.shape is None:
+            return f"{self.name} ({self.type}, of any shape)"
         sizes = " x ".join("?" if size is None else str(size) for size in self.shape)
         return f"{self.name} ({self.type}, {sizes or 'a number'})"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes; zeros where shapes cannot be followed through the graph."""
+
+    flops: int
+    working_bytes: int
+    """Held at the peak beside weights."""
+    outputs: tuple[Shape | None, ...]
+    """Shapes of what comes out, None where one is not known whole."""
 
 
 class OnnxFile:
@@ -57,23 +81,24 @@ class OnnxFile:
         """Of the file and of all that it keeps beside it."""
         return self.path.stat().st_size + sum(path.stat().st_size for path in self.external)
 
-    def cost(self, shapes: Mapping[str, Sequence[int]]) -> tuple[int, int]:
-        """(floating-point operations, bytes held at the peak beside weights) of a run with inputs of these shapes.
-
-        Zeros where shapes cannot be followed through the graph.
-        """
+    def cost(self, shapes: Mapping[str, Shape]) -> Cost:
+        """Of a run with inputs of these shapes; inputs that are not among them are as the graph says."""
         model = self._onnx.ModelProto()
         model.CopyFrom(self._model)
         for value in model.graph.input:
             for size, dimension in zip(shapes.get(value.name, ()), value.type.tensor_type.shape.dim):
                 dimension.Clear()
-                dimension.dim_value = size
+                if size is not None:
+                    dimension.dim_value = size
         try:
             graph = self._onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         except self._onnx.shape_inference.InferenceError:
-            return 0, 0
+            return Cost(0, 0, ())
         known = self._sizes(graph)
-        return sum(_operations(node, known) for node in graph.node), self._peak(graph, known)
+        outputs = tuple(known[value.name][0] if value.name in known else None for value in graph.output)
+        if any(name not in known for node in graph.node for name in node.output if name):
+            return Cost(0, 0, outputs)
+        return Cost(sum(_operations(node, known) for node in graph.node), self._peak(graph, known), outputs)
 
     def _read(self) -> Any:
         try:
@@ -90,6 +115,10 @@ class OnnxFile:
             ) from None
         if not model.graph.node:
             raise UsageError(f"{self.path} holds no graph; fetch it again")
+        # What weights say is onnxruntime's to read: gigabytes of them are not kept, nor copied for every question.
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) > _LARGE:
+                tensor.ClearField("raw_data")
         return model
 
     def _check_external(self) -> tuple[Path, ...]:
@@ -99,15 +128,17 @@ class OnnxFile:
             if tensor.data_location != self._onnx.TensorProto.EXTERNAL:
                 continue
             about = {entry.key: entry.value for entry in tensor.external_data}
-            path = self.path.parent / about.get("location", "")
-            if path.resolve().parent != self.path.parent.resolve():
+            name = about.get("location", "")
+            path = self.path.parent / name
+            # By its name alone: where files are kept by their hash, both are links to elsewhere.
+            if not name or Path(name).name != name:
                 raise UsageError(
-                    f"{self.path}: the tensor {tensor.name} lies in {about.get('location')!r}, outside its folder; "
+                    f"{self.path}: the tensor {tensor.name} lies in {name!r}, outside its folder; "
                     "save the model again with its data beside it"
                 )
             if not path.is_file():
                 raise UsageError(f"{self.path}: the tensor {tensor.name} lies in {path}, which is missing")
-            needed = int(about.get("offset", 0)) + int(about.get("length", 0))
+            needed = self._end(tensor, about)
             if (size := path.stat().st_size) < needed:
                 raise UsageError(
                     f"{path} holds {size} bytes, the tensor {tensor.name} of {self.path.name} ends at {needed}; "
@@ -116,14 +147,25 @@ class OnnxFile:
             found[path] = None
         return tuple(found)
 
+    def _end(self, tensor: Any, about: Mapping[str, str]) -> int:
+        """Where a tensor ends in the file that holds it."""
+        try:
+            offset = int(about.get("offset", 0))
+            itemsize = self._onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            return offset + int(about.get("length", prod(tensor.dims) * itemsize))
+        except (KeyError, ValueError):
+            raise UsageError(
+                f"{self.path}: where the tensor {tensor.name} lies in its file is not said in numbers ({dict(about)}); "
+                "save the model again"
+            ) from None
+
     def _tensors(self) -> Iterator[Any]:
-        yield from self._model.graph.initializer
-        for node in self._model.graph.node:
-            yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
+        yield from _tensors_of(self._model.graph)
 
     def _value(self, value: Any) -> Value:
         kind = value.type.tensor_type
-        shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+        sizes = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+        shape = sizes if kind.HasField("shape") else None
         return Value(value.name, self._type_name(kind.elem_type), shape)
 
     def _type_name(self, element: int) -> str:
@@ -137,7 +179,7 @@ class OnnxFile:
         known: dict[str, tuple[Shape, int]] = {}
         for value in (*graph.input, *graph.value_info, *graph.output):
             one = self._value(value)
-            if None not in one.shape and one.type != "unknown":
+            if one.shape is not None and None not in one.shape and one.type != "unknown":
                 dtype = self._onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
                 known[one.name] = one.shape, dtype.itemsize
         for tensor in graph.initializer:
@@ -166,13 +208,28 @@ def check_chain(files: Sequence[OnnxFile]) -> None:
                 "these graphs do not follow one another"
             )
         for given, wanted in zip(before.outputs, after.inputs):
-            fits = len(given.shape) == len(wanted.shape) and all(
-                a == b for a, b in zip(given.shape, wanted.shape) if None not in (a, b)
-            )
-            if given.type != wanted.type or not fits:
+            if given.type != wanted.type or not _fits(given.shape, wanted.shape):
                 raise UsageError(
                     f"{before.path.name} gives {given}, {after.path.name} wants {wanted}: they are not of one package"
                 )
+
+
+def _fits(given: Shape | None, wanted: Shape | None) -> bool:
+    """Whether the two may be one shape, as far as they are said."""
+    if given is None or wanted is None:
+        return True
+    return len(given) == len(wanted) and all(a == b for a, b in zip(given, wanted) if None not in (a, b))
+
+
+def _tensors_of(graph: Any) -> Iterator[Any]:
+    """Every tensor of a graph, those of graphs within its nodes too."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors_of(inner)
 
 
 def _names(values: Sequence[Value]) -> str:

@@ -98,7 +98,11 @@ def _plan(
     tree["input"] = {"files": files or tree["input"]["files"], "time": time}
     tree["output"] = {"zarr": output}
     tree["verify"] = None
-    tree["compute"] = {**tree["compute"], "threads": bits["threads"], "precision": bits["precision"]}
+    # Graphs have a precision of their own, which is not asked for.
+    asked = {"threads": bits["threads"]} | (
+        {"precision": bits["precision"]} if bits["engine"] == "torch" else {}
+    )
+    tree["compute"] = {**tree["compute"], **asked}
     whole = {**tree["forecast"], "lead_time_hours": last, "leads_hours": sorted({hours, last})}
     try:
         config = RunConfig.model_validate({**tree, "forecast": whole})

@@ -123,7 +123,7 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[s
 def check_budget(plan: ForecastPlan, batch: int) -> None:
     """Raises ResourceError where so many sub-fields at a time, with which the run was begun, do not fit."""
     memory = plan.memory_with(batch)
-    check_device_memory(memory)
+    check_device_memory(memory, plan.checkpoint)
     if memory.peak > memory.budget:
         raise ResourceError(
             f"the run was begun with {batch} sub-fields at a time, which takes {memory.peak / 2**30:.2f} GiB "

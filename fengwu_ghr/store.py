@@ -12,11 +12,10 @@ from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorstore
-import xarray as xr
 from jaxtyping import Float32
 
 from fengwu_ghr.durable import checksum_file, is_locked, lock, remove_tree, writing
@@ -28,6 +27,9 @@ from fengwu_ghr.restart import Restart, RestartArray, RestartSlots
 from fengwu_ghr.skeleton import add_attribute, check_resumable, read_plan, write_plan
 from fengwu_ghr.target import LOCK, is_occupied, put_store, remove_store
 from fengwu_ghr.variables import Channel
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["LeadWriter", "Restart", "RunStore", "StorePlan", "open_run", "round_mantissa"]
 
@@ -321,11 +323,13 @@ class RunStore:
         return self
 
 
-def open_run(path: Path, *, chunks: dict[str, int] | None = None) -> xr.Dataset:
+def open_run(path: Path, *, chunks: dict[str, int] | None = None) -> "xr.Dataset":
     """The run store as a lazy dataset in which leads that are not committed are NaN. Raises InputError.
 
     `chunks` are dask's, by dimension; without them the chunks of the store.
     """
+    import xarray as xr  # takes a second, which those who ask how far a season is do not have
+
     with RunStore.open(path) as store:
         plan, dataset = store.plan, xr.open_zarr(store.path, chunks=chunks or {})
         there = (set(store.committed(time)) for time in plan.initial_times)

@@ -7,11 +7,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
 from fengwu_ghr.checkpoint import Checkpoint
+from fengwu_ghr.cli import app
 from fengwu_ghr.convert import GHR_LEVELS, About, convert, graphs_at
 from fengwu_ghr.errors import OutputError, UsageError
-from fengwu_ghr.onnx_files import OnnxFile
+from fengwu_ghr.onnx_files import Cost, OnnxFile
 from fengwu_ghr.variables import channel_set
 
 KINDS = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
@@ -120,7 +122,75 @@ def test_an_open_size_needs_a_scale(tmp_path: Path) -> None:
     fengwu(tmp_path)
     with pytest.raises(UsageError, match="an open size needs --scale"):
         convert(path, tmp_path / "model")
-    assert convert(path, tmp_path / "model", About(scale=20, registration="backbone")).grid.shape == (37, 72)
+    with pytest.raises(UsageError, match="say which with --registration pixel"):
+        convert(path, tmp_path / "model", About(scale=20))
+    with pytest.raises(UsageError, match="0"):
+        convert(path, tmp_path / "model", About(scale=0))
+    told = About(scale=20, registration="backbone")
+    assert convert(path, tmp_path / "model", told).grid.shape == (37, 72)
+    write(path, {"input": shape}, {"output": ("float32", (1, "channels", "rows", "columns"))})
+    with pytest.raises(UsageError, match="does not say how many channels it has"):
+        convert(path, tmp_path / "other", told)
+
+
+def test_a_file_in_the_working_folder_gives_the_model_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fengwu(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["models", "convert", "fengwu_v2.onnx", "--output", "made"])
+    assert result.exit_code == 0, result.output
+    assert Checkpoint.open(Path("made")).card.name == "fengwu_v2"
+    ghr(tmp_path / "package")
+    monkeypatch.chdir(tmp_path / "package")
+    assert convert(Path("."), tmp_path / "other").card.name == "package"
+
+
+def test_weights_that_are_links_to_elsewhere_come_along(tmp_path: Path) -> None:
+    path = fengwu(tmp_path / "blobs")
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(5000, np.float32), "heavy"))
+    onnx.save(model, path, save_as_external_data=True, location="fengwu.data", size_threshold=0)
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    for one in (tmp_path / "blobs").iterdir():
+        (shown / one.name).symlink_to(one)
+    made = convert(shown / "fengwu_v2.onnx", tmp_path / "model")
+    assert (made.folder / "fengwu.data").stat().st_size == 20000
+    assert not (made.folder / "fengwu.data").is_symlink()
+
+
+@pytest.mark.parametrize("place", ["node", "branch"])
+def test_weights_within_a_graph_within_a_node_are_looked_for_too(place: str, tmp_path: Path) -> None:
+    path = fengwu(tmp_path / "published")
+    model = onnx.load(path)
+    tensor = numpy_helper.from_array(np.ones(4, np.float32), "deep")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="deep.data")
+    node = model.graph.node[0].attribute.add(name="deep")
+    holder = node.tensors.add() if place == "node" else node.g.initializer.add()
+    holder.CopyFrom(tensor)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match=r"the tensor deep lies in .*deep\.data, which is missing"):
+        OnnxFile(path)
+    (path.parent / "deep.data").write_bytes(bytes(15))
+    with pytest.raises(UsageError, match=r"holds 15 bytes, the tensor deep of .* ends at 16"):
+        OnnxFile(path)
+    holder.external_data.add(key="offset", value="a lot")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match="is not said in numbers"):
+        OnnxFile(path)
+
+
+def test_weights_named_as_the_card_are_refused(tmp_path: Path) -> None:
+    path = fengwu(tmp_path / "published")
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(5000, np.float32), "heavy"))
+    onnx.save(model, path, save_as_external_data=True, location="model.toml", size_threshold=0)
+    with pytest.raises(UsageError, match="has the name of a checkpoint's card"):
+        convert(path, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_weights_in_a_file_beside_come_along_and_are_counted(tmp_path: Path) -> None:
@@ -203,6 +273,21 @@ def test_graphs_that_are_no_forecast_models_are_refused(tmp_path: Path) -> None:
         UsageError, match=r"classes\.onnx wants x \(float32, 1 x 10\): a model is first given a state"
     ):
         convert(no_state, tmp_path / "model")
+    several = ("float32", (2, 138, 721, 1440))
+    batched = write(tmp_path / "batched.onnx", {"x": several}, {"y": several})
+    with pytest.raises(
+        UsageError, match=r"wants x \(float32, 2 x 138 x 721 x 1440\): a model is first given"
+    ):
+        convert(batched, tmp_path / "model")
+    half = ("float16", (1, 69, 721, 1440))
+    mixed = write(tmp_path / "mixed.onnx", {"x": state}, {"y": half})
+    with pytest.raises(UsageError, match=r"gives y .* of float32 as the one it is fed"):
+        convert(mixed, tmp_path / "model")
+    silent = onnx.load(write(tmp_path / "silent.onnx", {"x": state}, {"y": state}))
+    silent.graph.output[0].type.tensor_type.ClearField("shape")
+    (tmp_path / "silent.onnx").write_bytes(silent.SerializeToString())
+    with pytest.raises(UsageError, match=r"gives y \(float32, of any shape\): the last graph gives a state"):
+        convert(tmp_path / "silent.onnx", tmp_path / "model")
     masked = write(tmp_path / "masked.onnx", {"x": state, "mask": flat}, {"y": state, "z": flat})
     with pytest.raises(
         UsageError, match=r"wants mask \(float32, 1 x 10\) beside a state: only the lead step"
@@ -243,6 +328,12 @@ def test_statistics_must_be_there_and_fit(tmp_path: Path) -> None:
     (package / "mean_std_single.json").write_text('{"mean": {}, "std": {}}')
     with pytest.raises(UsageError, match="the statistics have no v10, which ghr-74 needs for 10v"):
         convert(package, tmp_path / "other")
+    (package / "mean_std_single.json").write_text('{"mean": {"v10": "strong"}, "std": {}}')
+    with pytest.raises(UsageError, match="the statistics of v10 are 'strong'; they are a number"):
+        convert(package, tmp_path / "other")
+    (package / "mean_std_single.json").write_text('{"mean": [1], "std": {}}')
+    with pytest.raises(UsageError, match='is not JSON of "mean" and "std" by variable'):
+        convert(package, tmp_path / "other")
 
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
@@ -258,9 +349,12 @@ def test_operations_and_memory_are_counted(tmp_path: Path) -> None:
     graph = helper.make_graph([helper.make_node("MatMul", ["a", "w"], ["c"])], "g", [a], [c], [weight])
     path = tmp_path / "product.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
-    flops, held = OnnxFile(path).cost({"a": (4, 10, 8)})
-    assert flops == 2 * 4 * 10 * 8 * 16
-    assert held == 4 * (4 * 10 * 8 + 4 * 10 * 16)
+    cost = OnnxFile(path).cost({"a": (4, 10, 8)})
+    assert cost.flops == 2 * 4 * 10 * 8 * 16
+    assert cost.working_bytes == 4 * (4 * 10 * 8 + 4 * 10 * 16)
+    assert cost.outputs == ((4, 10, 16),)
+    # With a size left open nothing is guessed.
+    assert OnnxFile(path).cost({}) == Cost(0, 0, (None,))
 
 
 def test_an_untrained_forecast_is_no_longer_told_of_a_converted_model(tmp_path: Path) -> None:

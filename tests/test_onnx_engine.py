@@ -24,6 +24,7 @@ from fengwu_ghr.grid import regular_grid
 from fengwu_ghr.onnx_export import export_onnx
 from fengwu_ghr.preflight import plan_forecast
 from fengwu_ghr.progress import Silence
+from fengwu_ghr.reproduce import reproduce
 from fengwu_ghr.store import RunStore
 from fengwu_ghr.synthetic import INITIAL_TIME, synthetic_state
 from fengwu_ghr.variables import channel_set
@@ -307,6 +308,36 @@ def test_the_ghr_package_from_grib_to_products_within_a_budget(
         recorded = store.provenance(INITIAL_TIME)
     assert recorded is not None
     assert recorded["numerics"]["engine"] == "onnxruntime"
+    assert reproduce(found, INITIAL_TIME, timedelta(hours=12), reporter=Quiet()).is_equal
+
+
+def test_a_forecast_in_half_precision_is_made_again(
+    ghr: tuple[Checkpoint, Checkpoint], tmp_path: Path
+) -> None:
+    model = export_onnx(
+        ghr[0], tmp_path / "half", packaging="single", precision="float16", progress=Silence()
+    )
+    store = run(model, analysis_of(tmp_path / "analysis.grib2", "ghr-74"), tmp_path / "run.zarr")
+    assert reproduce(store, INITIAL_TIME, timedelta(hours=24), reporter=Quiet()).is_equal
+
+
+def test_memory_that_runs_out_is_said_and_other_errors_are_not_taken_for_it(
+    ghr: tuple[Checkpoint, Checkpoint], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = OnnxStepper(ghr[1], COMPUTE, weight_bytes=EVERYTHING)
+    stepper.put(states_of(ghr[1], rng), TIME)
+    for words, kind in (
+        ("Failed to allocate memory for requested buffer of size 7", ResourceError),
+        ("CUDA failure 2: out of memory", ResourceError),
+        ("Non-zero status code returned", UsageError),
+    ):
+
+        def fail(*args: object, words: str = words, **kwargs: object) -> None:
+            raise RuntimeError(words)
+
+        monkeypatch.setattr(stepper, "_run_graph", fail)
+        with pytest.raises(kind, match=words):
+            stepper.step(0)
 
 
 def test_the_graph_of_fengwu_resumes_to_the_same_bytes(

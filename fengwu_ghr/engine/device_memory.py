@@ -1,5 +1,7 @@
 """What a forecast takes of a GPU's memory, from the shapes alone."""
 
+from functools import cache
+
 import torch
 
 from fengwu_ghr.backbone import Architecture
@@ -30,8 +32,12 @@ def device_parts(architecture: Architecture, compute: Compute) -> dict[str, int]
     return {name: size for name, size in found.items() if size}
 
 
+@cache
 def free_device_bytes(device: str) -> int | None:
-    """What is free on the GPU; None where there is none to be asked, and nothing to be planned."""
+    """What was free on the GPU when this process first asked; None where there is none, and nothing to be planned.
+
+    Asked once: later the model of the forecast before is there, which the next one uses.
+    """
     if device != "cuda" or not torch.cuda.is_available():
         return None
     return torch.cuda.mem_get_info()[0]

@@ -48,6 +48,18 @@ def check(checkpoint: Checkpoint, compute: Compute) -> None:
         )
 
 
+def precision(checkpoint: Checkpoint, asked: str) -> str:
+    """What is computed in: graphs have a precision of their own, whatever was asked for."""
+    return checkpoint.onnx.precision if checkpoint.onnx else asked
+
+
+def ways_to_fit(checkpoint: Checkpoint) -> str:
+    """What a user can do where a GPU does not hold the model."""
+    if checkpoint.onnx:
+        return "take the package in float16, or a smaller one, or free the GPU"
+    return "keep blocks in host memory with --paging, take --precision bfloat16 or a smaller model, or free the GPU"
+
+
 def check_runtime(checkpoint: Checkpoint, compute: Compute) -> None:
     """Raises UsageError where what runs the model is not installed here."""
     if checkpoint.onnx:

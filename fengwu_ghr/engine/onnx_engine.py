@@ -20,6 +20,7 @@ from torch import Tensor
 from fengwu_ghr.checkpoint import Checkpoint
 from fengwu_ghr.engine.finite import check_sums
 from fengwu_ghr.engine.graph_pool import GraphPool
+from fengwu_ghr.engine.out_of_memory import is_out_of_memory, memory_errors
 from fengwu_ghr.engine.stepper import MasterState
 from fengwu_ghr.engine.torch_engine import VERSIONS, Compute, check_device
 from fengwu_ghr.errors import ConformanceError, ResourceError, UsageError
@@ -120,12 +121,17 @@ class OnnxStepper:
 
     def put(self, states: Sequence[MasterState], valid_time: datetime) -> None:
         self._valid_time = valid_time
-        self._states = [torch.from_numpy(state).to(self._compute.device, copy=True) for state in states]
+        with memory_errors(_held(self._compute, "the states")):
+            self._states = [torch.from_numpy(state).to(self._compute.device, copy=True) for state in states]
 
     def get(self, out: MasterState, *, age: int = 0) -> None:
         torch.from_numpy(out).copy_(self._states[-1 - age])
 
     def step(self, index: int) -> None:
+        with memory_errors(_held(self._compute, "a step")):
+            self._step(index)
+
+    def _step(self, index: int) -> None:
         newest, target = self._states[-1], self._states[0]
         predicted = self._run(index)[0, : len(self.channel_set)]
         if not bool(predicted.isfinite().all()):
@@ -171,7 +177,7 @@ class OnnxStepper:
                 binding.bind_output(output.name, device)
         if device == "cuda":
             torch.cuda.synchronize()
-        session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding, self._run_options())
         binding.synchronize_outputs()
         return [result] if result is not None else list(binding.get_outputs())
 
@@ -194,11 +200,15 @@ class OnnxStepper:
         return torch.empty(1, channels, *self.network.shape, dtype=self._dtype, device=self._compute.device)
 
     def _explain(self, index: int) -> None:
-        """Raises ConformanceError naming the first graph whose output is not finite: the step is run once more."""
+        """Raises ConformanceError, naming the first graph whose output is not finite: the step is run once more."""
         sums: list[float] = []
         self._run(index, sums=sums)
         names = [graph.file for graph in self._package.graphs]
         check_sums(names, sums, index=index, step_hours=self.step_hours, remedy=_REMEDY)
+        raise ConformanceError(
+            f"step {index + 1} (+{(index + 1) * self.step_hours} h): the state is not finite, and was when the step "
+            f"was run again: {self.numerics['engine']} does not compute the same twice here; run again to go on"
+        )
 
     def _load(self, number: int) -> Any:
         graph, ort = self._package.graphs[number], _ort()
@@ -211,32 +221,53 @@ class OnnxStepper:
         options.enable_cpu_mem_arena = len(self._package.graphs) == 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         with self._errors(graph):
-            return ort.InferenceSession(self._folder / graph.file, options, providers=self._providers())
+            session = ort.InferenceSession(self._folder / graph.file, options, providers=self._providers())
+        if self._compute.device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+            raise UsageError(
+                "onnxruntime-gpu does not find CUDA and cuDNN of its version here, and would compute on the CPU; see "
+                "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html, or use --device cpu"
+            )
+        return session
+
+    def _run_options(self) -> Any:
+        options = _ort().RunOptions()
+        if self._compute.device == "cuda" and len(self._package.graphs) > 1:
+            # Every graph has its own arena on the GPU: what one worked with must be there for the next.
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
+        return options
 
     def _providers(self) -> list[Any]:
         if self._compute.device == "cpu":
             return ["CPUExecutionProvider"]
         return [
-            ("CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"}),
+            (
+                "CUDAExecutionProvider",
+                # The same kernels every time, and float32 that is float32.
+                {
+                    "arena_extend_strategy": "kSameAsRequested",
+                    "cudnn_conv_algo_search": "DEFAULT",
+                    "use_tf32": "0",
+                },
+            ),
             "CPUExecutionProvider",
         ]
 
     @contextmanager
     def _errors(self, graph: Graph) -> Iterator[None]:
-        try:
-            yield
-        except MemoryError as error:
-            raise _out_of_memory(graph, self._compute, error) from None
-        except RuntimeError as error:
-            if "allocate memory" in str(error) or "bad_alloc" in str(error):
-                raise _out_of_memory(graph, self._compute, error) from None
-            raise UsageError(f"{self._folder / graph.file} cannot be run by onnxruntime: {error}") from error
-        except (UsageError, ResourceError):
-            raise
-        except Exception as error:
-            if not type(error).__module__.startswith("onnxruntime"):
+        with memory_errors(_held(self._compute, graph.file)):
+            try:
+                yield
+            except (UsageError, ResourceError):
                 raise
-            raise UsageError(f"{self._folder / graph.file} cannot be run by onnxruntime: {error}") from error
+            except Exception as error:
+                is_its_own = isinstance(error, RuntimeError) or type(error).__module__.startswith(
+                    "onnxruntime"
+                )
+                if is_out_of_memory(error) or not is_its_own:
+                    raise
+                raise UsageError(
+                    f"{self._folder / graph.file} cannot be run by onnxruntime: {error}"
+                ) from error
 
 
 def _bind_input(binding: Any, name: str, value: Any) -> None:
@@ -251,13 +282,14 @@ def _bind_input(binding: Any, name: str, value: Any) -> None:
 def _sum(value: Any) -> float:
     """Not finite where something in it is not."""
     values = value if isinstance(value, Tensor) else torch.from_numpy(value.numpy())
-    return float(values.double().sum())
+    return float(values.sum(dtype=torch.float64))
 
 
-def _out_of_memory(graph: Graph, compute: Compute, error: BaseException) -> ResourceError:
-    return ResourceError(
-        f"the memory of {compute.device} does not hold {graph.file} and what it works on ({error}); give a smaller "
-        "--memory-budget, so that fewer graphs stay loaded"
+def _held(compute: Compute, what: str) -> str:
+    remedy = "free the GPU" if compute.device == "cuda" else "give a smaller --memory-budget"
+    return (
+        f"the memory of {compute.device} does not hold {what} and what it works on; {remedy}, so that fewer graphs "
+        "stay loaded"
     )
 
 

@@ -2,8 +2,8 @@
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -19,10 +19,11 @@ from fengwu_ghr.checkpoint import Checkpoint, load_model
 from fengwu_ghr.engine.finite import LAST, Seen, Watch
 from fengwu_ghr.engine.float8 import CAPABILITY, to_float8
 from fengwu_ghr.engine.graphs import GraphedTrunk, check_compiler, compile_blocks, hold_adapters
+from fengwu_ghr.engine.out_of_memory import memory_errors
 from fengwu_ghr.engine.outgoing import Outgoing, pinned
 from fengwu_ghr.engine.paging import Pager, paged_parts
 from fengwu_ghr.engine.stepper import MasterState
-from fengwu_ghr.errors import ResourceError, UsageError
+from fengwu_ghr.errors import UsageError
 from fengwu_ghr.res import SUBFIELDS
 from fengwu_ghr.transfer import TransferModel
 
@@ -322,20 +323,8 @@ def gpu_count() -> int:
     return torch.cuda.device_count()
 
 
-@contextmanager
-def _memory_errors(compute: Compute) -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(compute, error) from None
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):  # how torch's allocator for the CPU says it
-            raise
-        raise _out_of_memory(compute, error) from None
-
-
-def _out_of_memory(compute: Compute, error: BaseException) -> ResourceError:
-    return ResourceError(
-        f"the memory of {compute.device} does not hold {compute.batch} sub-fields at once ({error}); give a smaller "
+def _memory_errors(compute: Compute) -> AbstractContextManager[None]:
+    return memory_errors(
+        f"the memory of {compute.device} does not hold {compute.batch} sub-fields at once; give a smaller "
         "--memory-budget, which makes them fewer, or take a smaller model"
     )
