@@ -31,7 +31,7 @@ function hourTicks(low, high) {
 
 // A chart of lines: {name, x, y, lower, upper}. Values of null are left out.
 function chart(id, lines, options) {
-  const width = 760, height = 380, left = 66, right = 14, top = 14, bottom = 44;
+  const width = 760, height = 380, left = 66, right = 24, top = 14, bottom = 44;
   const points = lines.flatMap((line) => line.x.map((x, i) =>
     [x, line.y[i], line.lower ? line.lower[i] : line.y[i], line.upper ? line.upper[i] : line.y[i]]))
     .filter((p) => p[1] !== null && (!options.log || p[1] > 0));
