@@ -31,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("FENGWU_GHR_MODELS", None)
     # More threads than cores, of tests side by side: those that wait for each other are not to spin meanwhile.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each computes with one thread
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["MPLBACKEND"] = "Agg"
 
 
