@@ -79,18 +79,19 @@ def pixels(
     return torch.stack(torch.meshgrid(y, x, indexing="ij"))
 
 
-def departures(motion: Motion, steps: int) -> list[Float32[Tensor, "2 row column"]]:
-    """For each of 1, 2 ... steps ahead, where what arrives at every pixel comes from.
+def places_along(
+    motion: Motion, steps: int, rows: range, columns: range
+) -> list[Float32[Tensor, "2 row column"]]:
+    """For each of 1, 2 ... steps, where what is at these pixels goes to; of negative `steps` where it comes from.
 
     Paths are followed on cells, as velocity is smooth, and spread to pixels.
     """
-    rows, columns = motion.shape
-    cells = pixels(range(rows), range(columns), every=CELL, offset=(CELL - 1) / 2)
-    here = pixels(range(rows), range(columns))
+    cells = pixels(rows, columns, every=CELL, offset=(CELL - 1) / 2)
+    here = pixels(rows, columns)
     found = []
-    for places in motion.paths(cells, -steps):
+    for places in motion.paths(cells, steps):
         spread = F.interpolate((places - cells)[None], scale_factor=CELL, mode="bilinear")[0]
-        found.append(here + spread[:, :rows, :columns])
+        found.append(here + spread[:, : len(rows), : len(columns)])
     return found
 
 
@@ -131,19 +132,16 @@ def estimate_motion(frames: Float[np.ndarray, "time row column"], *, minutes: fl
     Frames are dBZ, NaN where unknown, `minutes` apart, two at least: the last three are used.
     """
     used = [np.nan_to_num(frame, nan=0.0).astype(np.float32) for frame in frames[-3:]]
-    shape = used[0].shape
-    flow: Flow | None = None
+    still = Motion.still(used[0].shape)
+    flow: Flow = np.zeros((2, 1, 1), np.float32)
     for cell in _LEVELS:
-        if min(shape) < 2 * cell:
-            continue
         small = [_pooled(frame, cell) for frame in used]
-        flow = _resized(flow, small[0].shape, cell) if flow is not None else np.zeros((2, *small[0].shape), np.float32)
+        if min(small[0].shape) < 2:
+            continue
+        flow = _resized(2 * flow, small[0].shape)  # in cells of half the size
         for _ in range(_ROUNDS):
             flow = _improved(flow, small, cell, most=_FASTEST * minutes / cell)
-    still = Motion.still(shape)
-    if flow is None:
-        return still
-    return Motion((_resized(flow, still.velocity.shape[1:], CELL) * CELL).astype(np.float32), shape)
+    return Motion(_resized(CELL * flow, still.velocity.shape[1:]), still.shape)
 
 
 def _improved(flow: Flow, frames: Sequence[np.ndarray], cell: int, *, most: float) -> Flow:
@@ -187,10 +185,6 @@ def _pooled(frame: np.ndarray, cell: int) -> np.ndarray:
     return padded.reshape(rows // cell, cell, columns // cell, cell).mean(axis=(1, 3))
 
 
-def _resized(flow: Flow, shape: tuple[int, ...], cell: int) -> Flow:
-    """On the cells of the next level, in its units."""
-    if flow.shape[1:] == shape:
-        return flow
-    ratio = flow.shape[1] / shape[0]
-    fine = F.interpolate(torch.from_numpy(flow)[None], size=shape, mode="bilinear")[0].numpy()
-    return (fine / round(ratio, 0) if ratio >= 1 else fine * round(1 / ratio)).astype(np.float32)
+def _resized(flow: Flow, shape: tuple[int, ...]) -> Flow:
+    """The same numbers on other cells."""
+    return F.interpolate(torch.from_numpy(flow)[None], size=shape, mode="bilinear")[0].numpy()
