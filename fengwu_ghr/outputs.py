@@ -119,8 +119,11 @@ class Outputs:
         *,
         threads: int,
         clock: Stopwatch | None = None,
+        may_miss: bool = False,
     ) -> None:
+        """`may_miss`: NaN is a value that is missing, as beyond the reach of radars; else it is an error."""
         self._sinks, self._channels, self._clock = sinks, channels, clock or Stopwatch()
+        self._is_broken = np.isinf if may_miss else (lambda values: ~np.isfinite(values))
         self._fields = ThreadPoolExecutor(threads, thread_name_prefix="field")
         self._leads = ThreadPoolExecutor(1, thread_name_prefix="lead")
         self._in_flight: Future[None] | None = None
@@ -186,8 +189,7 @@ class Outputs:
 
     def _write_field(self, channel: Channel, product: Callable[[Channel], ProductField]) -> None:
         values = product(channel)
-        if not np.isfinite(values).all():
-            count = int(values.size - np.isfinite(values).sum())
+        if count := int(self._is_broken(values).sum()):
             raise ConformanceError(
                 f"{channel.description} has {count} values that are not finite; the run stops here"
             )

@@ -277,6 +277,10 @@ _DEFINITIONS = (
         "J m-2", 176, (_grib2(0, 4, 9, SURFACE), _ecmwf1(128, 176, SURFACE)), (-1e6, 4e7), period_hours=6,
         is_smooth=False, minimum=0.0, aliases=("ssr",),
     ),
+    Variable(
+        "rare", "radar reflectivity", "equivalent_reflectivity_factor", "dBZ", 231066,
+        (_grib2(0, 16, 4, ENTIRE_ATMOSPHERE),), (-35.0, 95.0), is_smooth=False, aliases=("reflectivity",),
+    ),
 )  # fmt: skip
 
 VARIABLES: dict[str, Variable] = {variable.name: variable for variable in _DEFINITIONS}

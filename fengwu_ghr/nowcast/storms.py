@@ -15,7 +15,7 @@ from fengwu_ghr.nowcast.sequence import DRY, RadarSequence
 from fengwu_ghr.projected_grid import ProjectedGrid
 from fengwu_ghr.projection import Projection
 
-PROJECTION = Projection("+proj=lcc +lat_1=48 +lat_2=52 +lat_0=50 +lon_0=10 +ellps=WGS84")
+PROJECTION = Projection("+proj=lcc +lat_1=48 +lat_2=52 +lat_0=50 +lon_0=10 +a=6371229")
 START = datetime(2020, 6, 1, 12)
 
 
