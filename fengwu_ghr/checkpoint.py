@@ -145,7 +145,9 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     """Raises UsageError unless the files hold exactly the tensors of the architecture; reads only their headers."""
     outline = _outline(checkpoint.architecture).state_dict()
     wanted = {name: tuple(tensor.shape) for name, tensor in outline.items()}
-    check_same_tensors(checkpoint.folder, checkpoint.architecture.name, wanted, headers(_files_of(checkpoint)))
+    check_same_tensors(
+        checkpoint.folder, checkpoint.architecture.name, wanted, headers(_files_of(checkpoint))
+    )
 
 
 def check_same_tensors(

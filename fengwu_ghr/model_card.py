@@ -153,8 +153,13 @@ class ModelCard(Strict):
 Card = TypeVar("Card", bound=Strict)
 
 
-def read_card(folder: Path, kind: type[Card] = ModelCard) -> Card:  # type: ignore[assignment]
-    """The card of this folder, valid; weight files are not looked at. `kind`: of which kind of model."""
+def read_card(folder: Path) -> ModelCard:
+    """The card of this folder, valid; weight files are not looked at."""
+    return read_card_of(ModelCard, folder)
+
+
+def read_card_of(kind: type[Card], folder: Path) -> Card:
+    """The same of another kind of model."""
     path = folder / CARD
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -129,7 +129,7 @@ class Projection:
         north, south = (self.forward(latitude + s, longitude) for s in (h, -h))
         east, west = (self.forward(latitude, longitude + s) for s in (h, -h))
         pairs = ((north, south), (east, west))
-        return tuple((more[i] - less[i]) / (2 * h) for more, less in pairs for i in (0, 1))  # type: ignore[return-value]
+        return tuple((more[i] - less[i]) / (2 * h) for more, less in pairs for i in (0, 1))
 
 
 def _solved(slopes: tuple[Points, Points, Points, Points], dx: Points, dy: Points) -> tuple[Points, Points]:

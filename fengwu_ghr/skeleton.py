@@ -94,7 +94,9 @@ def _plan_of(group: zarr.Group) -> StorePlan:
     return StorePlan(
         channels=tuple(map(layout.channel_of, attributes["channels"])),
         grid=(
-            ProjectedGrid(Projection(projection), *axes[::-1], name) if projection else LatLonGrid(*axes, name)
+            ProjectedGrid(Projection(projection), *axes[::-1], name)
+            if projection
+            else LatLonGrid(*axes, name)
         ),
         initial_times=tuple(coordinates["time"].astype("datetime64[s]").tolist()),
         leads=tuple(coordinates["prediction_timedelta"].astype("timedelta64[s]").tolist()),

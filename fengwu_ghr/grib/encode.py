@@ -28,8 +28,8 @@ from jaxtyping import Float, Float32, Float64
 from fengwu_ghr.durable import flush, make_folder, writing
 from fengwu_ghr.errors import ConformanceError
 from fengwu_ghr.grib.header import HOUR, Handle, grid_keys, in_units, parameter_keys, time_keys
-from fengwu_ghr.grid import LatLonGrid
 from fengwu_ghr.grib.plane import plane_keys
+from fengwu_ghr.grid import LatLonGrid
 from fengwu_ghr.projected_grid import ProjectedGrid, RadarGrid
 from fengwu_ghr.variables import VARIABLES, Channel, Coding
 

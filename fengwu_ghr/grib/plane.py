@@ -25,8 +25,8 @@ def plane_keys(grid: ProjectedGrid) -> dict[str, Any]:
     """Section 3, rows from the south. Raises ConformanceError where `is_plane` is not so."""
     if not is_plane(grid):
         raise ConformanceError(
-            f"GRIB output stays on polar stereographic and Lambert planes of a sphere; {grid.projection.text!r} is none: "
-            "remap to latitudes and longitudes"
+            "GRIB output stays on polar stereographic and Lambert planes of a sphere; "
+            f"{grid.projection.text!r} is none: remap to latitudes and longitudes"
         )
     projection, (dx, dy) = grid.projection, grid.steps
     latitude, longitude = grid.places
@@ -45,7 +45,9 @@ def plane_keys(grid: ProjectedGrid) -> dict[str, Any]:
         "longitudeOfFirstGridPoint": round(longitude[-1, 0] % 360 * _MICRO),
         "resolutionAndComponentFlags": _STEPS_GIVEN,
         "LaD": round(true_at * _MICRO),
-        "orientationOfTheGrid" if is_stereographic else "LoV": round(projection.degrees("lon_0") % 360 * _MICRO),
+        "orientationOfTheGrid" if is_stereographic else "LoV": round(
+            projection.degrees("lon_0") % 360 * _MICRO
+        ),
         "Dx": round(dx * _MILLI),
         "Dy": round(dy * _MILLI),
         "projectionCentreFlag": 0 if projection.degrees("lat_0", 90.0) > 0 else 128,
@@ -54,7 +56,11 @@ def plane_keys(grid: ProjectedGrid) -> dict[str, Any]:
     if is_stereographic:
         return keys
     parallels = {"Latin1": "lat_1", "Latin2": "lat_2" if "lat_2" in projection.words else "lat_1"}
-    return keys | {key: round(projection.degrees(name) * _MICRO) for key, name in parallels.items()} | {
-        "latitudeOfSouthernPole": -90 * _MICRO,
-        "longitudeOfSouthernPole": 0,
-    }
+    return (
+        keys
+        | {key: round(projection.degrees(name) * _MICRO) for key, name in parallels.items()}
+        | {
+            "latitudeOfSouthernPole": -90 * _MICRO,
+            "longitudeOfSouthernPole": 0,
+        }
+    )

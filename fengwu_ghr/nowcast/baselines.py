@@ -39,11 +39,15 @@ def own_extrapolation(frames: RadarSequence, *, leads: int) -> Frames:
     return np.stack(list(extrapolate(frames, leads=leads)))
 
 
-def pysteps_forecasts(
-    frames: RadarSequence, methods: Sequence[str], *, leads: int, seed: int = 0
-) -> Made:
+def pysteps_forecasts(frames: RadarSequence, methods: Sequence[str], *, leads: int, seed: int = 0) -> Made:
     """Forecasts of these PYSTEPS; the motion is its Lucas-Kanade's. Raises the errors of `run_child`."""
-    settings = {"methods": list(methods), "leads": leads, "members": MEMBERS, "seed": seed, "minutes": frames.minutes}
+    settings = {
+        "methods": list(methods),
+        "leads": leads,
+        "members": MEMBERS,
+        "seed": seed,
+        "minutes": frames.minutes,
+    }
     made, seconds = run_child("forecast", settings, {"frames": frames.values[-4:]})
     return Made({name: made[name] for name in methods}, seconds)
 

@@ -15,7 +15,13 @@ import numpy as np
 from fengwu_ghr.errors import InputError, ResourceError, UsageError
 
 MODULE = "fengwu_ghr.nowcast.pysteps_child"
-REQUEST, ARRAYS, RESULT, FACTS, REFUSAL = "request.json", "arrays.npz", "result.npz", "facts.json", "refused.txt"
+REQUEST, ARRAYS, RESULT, FACTS, REFUSAL = (
+    "request.json",
+    "arrays.npz",
+    "result.npz",
+    "facts.json",
+    "refused.txt",
+)
 SECONDS = 1800
 """After which a child is given up."""
 
@@ -58,7 +64,9 @@ def _run(folder: Path, task: str, seconds: float) -> None:
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise ResourceError(f"pysteps took more than {seconds:g} s for {task}; give it less at once") from None
+        raise ResourceError(
+            f"pysteps took more than {seconds:g} s for {task}; give it less at once"
+        ) from None
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"signal {-done.returncode}"]
         raise ResourceError(f"pysteps failed at {task}: {last[0]}")

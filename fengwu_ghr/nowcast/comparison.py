@@ -1,22 +1,25 @@
-"""Models and baselines on the same starts: sums of each method, kept in files, so that another method costs only itself."""
+"""Models and baselines on the same starts; sums are kept in files, so that another method costs only itself."""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from fengwu_ghr.nowcast.baselines import (
     PYSTEPS,
+    Frames,
     own_extrapolation,
     persistence,
     pysteps_forecasts,
     smoothed_exceedance,
 )
 from fengwu_ghr.nowcast.events import EventSettings, Split, read_blocks
+from fengwu_ghr.nowcast.model import NowcastNet
 from fengwu_ghr.nowcast.predict import predict
 from fengwu_ghr.nowcast.scores import THRESHOLDS, Scored, score_frame, scored
 from fengwu_ghr.nowcast.sequence import RadarSequence
@@ -31,9 +34,9 @@ INPUTS = 4
 _LEAST_MINUTES = 60
 _KIND = "sums of a nowcast"
 
-Frames = np.ndarray
-Method = Callable[[RadarSequence, int], Frames | Mapping[float, Frames]]
-"""Frames and a number of leads -> dBZ (lead, row, column), or of every threshold a forecast of its own."""
+Forecast = Frames | Mapping[float, Frames]
+"""dBZ (lead, row, column), or of every threshold a forecast of its own."""
+Part = tuple[str, int, dict[str, object]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,15 @@ class StartedEvent:
     unit: str
     frames: RadarSequence
     came: Mapping[int, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Maker:
+    """Makes the forecasts of one method or of several at once: frames and a number of leads -> forecasts by name."""
+
+    names: tuple[str, ...]
+    make: Callable[[RadarSequence, int], Mapping[str, Forecast]]
+    model: NowcastModel | None = None
 
 
 def starts_of(
@@ -65,63 +77,75 @@ def starts_of(
                 yield StartedEvent(unit, inputs, came)
 
 
-def methods_of(models: Mapping[str, NowcastModel], baselines: Sequence[str]) -> dict[str, Method]:
-    """Every method by name: models, and those BASELINES that are asked for."""
-    made: dict[str, Method] = {}
-    for name in baselines:
-        made[name] = BASELINES[name]
-    for name, model in models.items():
-        network = model.network()
-        made[name] = lambda frames, leads, network=network: np.stack(  # type: ignore[misc]
-            list(predict(network, frames, leads=min(leads, network.architecture.leads)))
-        )
-    return made
+def makers_of(models: Mapping[str, NowcastModel], baselines: Sequence[str]) -> list[Maker]:
+    """What makes the forecasts of these models and of those BASELINES that are asked for."""
+    made = [Maker((name,), BASELINES[name]) for name in baselines if name in BASELINES]
+    if chosen := tuple(name for name in baselines if name in PYSTEPS_BASELINES):
+        made.append(Maker(chosen, partial(_of_pysteps, chosen)))
+    return made + [
+        Maker((name,), partial(_of_model, name, model.network()), model) for name, model in models.items()
+    ]
 
 
-def _of_pysteps(name: str, frames: RadarSequence, leads: int) -> Frames:
-    return np.asarray(pysteps_forecasts(frames, [name], leads=leads).frames[name])
-
-
-def _exceedances(frames: RadarSequence, leads: int) -> Mapping[float, Frames]:
-    return {threshold: smoothed_exceedance(frames, threshold, leads=leads) for threshold in THRESHOLDS}
-
-
-BASELINES: Mapping[str, Method] = {
-    "persistence": lambda frames, leads: persistence(frames, leads=leads),
-    "own extrapolation": lambda frames, leads: own_extrapolation(frames, leads=leads),
-    "smoothed exceedance": _exceedances,
-    **{f"pysteps {name}": partial(_of_pysteps, name) for name in PYSTEPS},
-}
-
-
-def score_method(
-    name: str, method: Method, starts: Sequence[StartedEvent], kept: Path, identity: str, progress: Progress
-) -> Scored:
-    """The sums of a method over these starts; those in `kept` where they are of this very `identity`."""
-    if kept.exists():
-        arrays = read_archive(kept, _KIND)
-        if str(arrays["identity"]) == identity:
-            return _of_arrays(arrays)
-    parts: list[tuple[str, int, dict[str, object]]] = []
-    progress.begin(name, 0, len(starts))
+def score_maker(
+    maker: Maker, starts: Sequence[StartedEvent], folder: Path, prefix: str, progress: Progress
+) -> dict[str, Scored]:
+    """The sums of its methods over these starts, by name; those in the folder where they are of these very starts."""
+    identity = _identity(starts, maker.model)
+    paths = {name: folder / f"{prefix}-{name}.npz" for name in maker.names}
+    kept = {name: _kept(path, identity) for name, path in paths.items()}
+    if all(kept.values()):
+        return {name: found for name, found in kept.items() if found}
+    parts: dict[str, list[Part]] = {name: [] for name in maker.names}
+    progress.begin(", ".join(maker.names), 0, len(starts))
     for number, start in enumerate(starts, start=1):
         minutes = start.frames.minutes
-        made = method(start.frames, max(start.came) // minutes)
-        parts += [(start.unit, lead, _score(made, lead // minutes - 1, came)) for lead, came in start.came.items()]
+        made = maker.make(start.frames, max(start.came) // minutes)
+        for name, (lead, came) in product(maker.names, start.came.items()):
+            parts[name].append((start.unit, lead, _score(made[name], lead // minutes - 1, came)))
         progress.stepped(number, {})
-    found = scored(parts)
-    write_archive(kept, _KIND, {"identity": np.array(identity), **_arrays(found)})
+    found = {name: scored(parts[name]) for name in maker.names}
+    for name, path in paths.items():
+        write_archive(path, _KIND, {"identity": np.array(identity), **_arrays(found[name])})
     return found
 
 
-def _score(made: Frames | Mapping[float, Frames], index: int, came: np.ndarray) -> dict[str, object]:
+def _kept(path: Path, identity: str) -> Scored | None:
+    if not path.exists():
+        return None
+    arrays = read_archive(path, _KIND)
+    return _of_arrays(arrays) if str(arrays["identity"]) == identity else None
+
+
+def _of_model(name: str, network: NowcastNet, frames: RadarSequence, leads: int) -> dict[str, Forecast]:
+    return {name: np.stack(list(predict(network, frames, leads=min(leads, network.architecture.leads))))}
+
+
+def _of_pysteps(names: Sequence[str], frames: RadarSequence, leads: int) -> dict[str, Forecast]:
+    """One child for all: loading pysteps takes longer than most of its forecasts."""
+    methods = [PYSTEPS_BASELINES[name] for name in names]
+    made = pysteps_forecasts(frames, methods, leads=leads)
+    return {name: made.frames[method] for name, method in zip(names, methods)}
+
+
+BASELINES: Mapping[str, Callable[[RadarSequence, int], dict[str, Forecast]]] = {
+    "persistence": lambda frames, leads: {"persistence": persistence(frames, leads=leads)},
+    "own extrapolation": lambda frames, leads: {"own extrapolation": own_extrapolation(frames, leads=leads)},
+    "smoothed exceedance": lambda frames, leads: {
+        "smoothed exceedance": {t: smoothed_exceedance(frames, t, leads=leads) for t in THRESHOLDS}
+    },
+}
+PYSTEPS_BASELINES = {f"pysteps {name}": name for name in PYSTEPS}
+
+
+def _score(made: Forecast, index: int, came: np.ndarray) -> dict[str, object]:
     if isinstance(made, Mapping):
         own = [made[threshold][index] for threshold in THRESHOLDS]
         return score_frame(np.full_like(came, 0.0), came, own)
     return score_frame(made[index], came)
 
 
-def identity_of(starts: Sequence[StartedEvent], model: NowcastModel | None) -> str:
+def _identity(starts: Sequence[StartedEvent], model: NowcastModel | None) -> str:
     """sha256 of what a method was scored on, and of the model where it is one."""
     facts = [[start.unit, start.frames.times[-1].isoformat(), start.frames.grid.key] for start in starts]
     decides = {"starts": facts, "model": model.digest if model else "baseline", "format": 1}

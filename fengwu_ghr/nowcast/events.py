@@ -99,7 +99,9 @@ class Block:
     name: str
     frames: RadarSequence
 
-    def windows(self, number: int, *, strides: Sequence[int], inputs: int, leads: int, least: int) -> Iterator[Window]:
+    def windows(
+        self, number: int, *, strides: Sequence[int], inputs: int, leads: int, least: int
+    ) -> Iterator[Window]:
         """Every window with all inputs and `least` or more of the leads, `number` being the block's own."""
         for stride in strides:
             for now in range((inputs - 1) * stride, len(self.frames)):
@@ -108,9 +110,11 @@ class Block:
                     yield Window(number, now, stride, there)
 
 
-def read_blocks(events: Sequence[EventSettings], split: Split, folder: Path) -> list[tuple[EventSettings, Block]]:
+def read_blocks(
+    events: Sequence[EventSettings], split: Split, folder: Path
+) -> list[tuple[EventSettings, Block]]:
     """The blocks of a split, in the order of the settings. Raises InputError where there is none."""
     found = [(event, Block(event.name, event.read(folder))) for event in events if event.split == split]
     if not found:
-        raise InputError(f"no event is for {split}; give [[events]] with split = \"{split}\"")
+        raise InputError(f'no event is for {split}; give [[events]] with split = "{split}"')
     return found

@@ -65,7 +65,10 @@ def run_nowcast(
         raise UsageError(f"{model.card.name} gives 1 to {model.card.architecture.leads} leads; got {asked}")
     network, began = model.network(), frames.times[-1]
     plan = StorePlan((ECHO,), frames.grid, (began,), tuple(n * frames.step for n in range(asked + 1)))
-    attributes = {"title": f"Radar nowcast by {model.card.name}", "source": f"fengwu_ghr {version('fengwu_ghr')}"}
+    attributes = {
+        "title": f"Radar nowcast by {model.card.name}",
+        "source": f"fengwu_ghr {version('fengwu_ghr')}",
+    }
     with RunStore.create(output, plan, attributes, overwrite=overwrite) as store:
         if store.provenance(began) is None:
             store.begin_run(began, _provenance(frames, model))
@@ -110,7 +113,9 @@ def _all_leads(
     yield from forecast
 
 
-def _same(values: Float32[np.ndarray, "row column"]) -> Callable[[Channel], Float32[np.ndarray, "row column"]]:
+def _same(
+    values: Float32[np.ndarray, "row column"],
+) -> Callable[[Channel], Float32[np.ndarray, "row column"]]:
     return lambda channel: values
 
 
@@ -173,5 +178,7 @@ def nearest_pixels(grid: ProjectedGrid, target: LatLonGrid) -> tuple[np.ndarray,
     row, column = grid.fractional(latitude, longitude)
     rows, columns = grid.shape
     outside = (row < -0.5) | (row > rows - 0.5) | (column < -0.5) | (column > columns - 0.5)
-    row, column = (np.clip(np.round(v), 0, size - 1).astype(int) for v, size in ((row, rows), (column, columns)))
+    row, column = (
+        np.clip(np.round(v), 0, size - 1).astype(int) for v, size in ((row, rows), (column, columns))
+    )
     return row, column, outside

@@ -61,7 +61,8 @@ def dynamic_loss(
     """The weighted mean squared error where the truth is known, over the mean weight; zero where nothing is known.
 
     Fields are dBZ over SCALE. `progress` is the share of training done, `places` says how late
-    each lead is, from 0 now to 1 at two hours. Dividing by the mean weight keeps the size of gradients that of the plain error.
+    each lead is, from 0 now to 1 at two hours. Dividing by the mean weight keeps the size of gradients that of the
+    plain error.
     """
     shown = known.float()
     strength = min(1.0, progress / settings.ramp) if settings.epoch else 1.0

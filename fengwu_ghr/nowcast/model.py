@@ -58,7 +58,11 @@ class NowcastArchitecture:
         yield min(sizes) > 0, "positive leads and widths", sizes
         yield self.translator in ("impa", "gsta", "tau"), "a translator impa, gsta or tau", self.translator
         yield 1 <= self.fields <= len(FIELDS), f"1 to {len(FIELDS)} fields", self.fields
-        yield not self.mixer or self.fields == 4, "4 fields where they are mixed in blocks of 2 x 2", self.fields
+        yield (
+            not self.mixer or self.fields == 4,
+            "4 fields where they are mixed in blocks of 2 x 2",
+            self.fields,
+        )
         yield self.inputs >= 3, "3 or more input frames, as motion is seen in three", self.inputs
 
 
@@ -71,7 +75,9 @@ class SpatialMixer(nn.Module):
 
     def forward(self, x: Float[Tensor, "frame four row column"]) -> Float[Tensor, "frame four row column"]:
         frames, fields, rows, columns = x.shape
-        blocks = F.pixel_unshuffle(x, 2).reshape(frames, fields, fields, rows // 2, columns // 2)  # (field, position)
+        blocks = F.pixel_unshuffle(x, 2).reshape(
+            frames, fields, fields, rows // 2, columns // 2
+        )  # (field, position)
         return F.pixel_shuffle(blocks.transpose(1, 2).reshape(frames, -1, rows // 2, columns // 2), 2)
 
 
@@ -82,7 +88,9 @@ class ChannelNorm(nn.Module):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Float[Tensor, "batch channel row column"]) -> Float[Tensor, "batch channel row column"]:
+    def forward(
+        self, x: Float[Tensor, "batch channel row column"]
+    ) -> Float[Tensor, "batch channel row column"]:
         centred = x - x.mean(dim=1, keepdim=True)
         scaled = centred * torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + 1e-6)
         return scaled * self.weight[:, None, None] + self.bias[:, None, None]
@@ -109,7 +117,9 @@ class Encoder(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "frame field row column"]
-    ) -> tuple[Float[Tensor, "frame hidden coarse_row coarse_column"], Float[Tensor, "frame stem row column"]]:
+    ) -> tuple[
+        Float[Tensor, "frame hidden coarse_row coarse_column"], Float[Tensor, "frame stem row column"]
+    ]:
         skip = self.stem(self.mixer(x))
         return self.latent(self.halved(skip)), skip
 
@@ -121,7 +131,9 @@ class LargeKernel(nn.Module):
         super().__init__()
         self.near, self.far = _depthwise(channels, 5), _depthwise(channels, 7, dilation=3)
 
-    def forward(self, x: Float[Tensor, "batch channel row column"]) -> Float[Tensor, "batch channel row column"]:
+    def forward(
+        self, x: Float[Tensor, "batch channel row column"]
+    ) -> Float[Tensor, "batch channel row column"]:
         return self.far(self.near(x))
 
 
@@ -131,9 +143,13 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         least = max(channels // 4, 8)
-        self.gate = nn.Sequential(nn.Conv2d(channels, least, 1), nn.ReLU(), nn.Conv2d(least, channels, 1), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.Conv2d(channels, least, 1), nn.ReLU(), nn.Conv2d(least, channels, 1), nn.Sigmoid()
+        )
 
-    def forward(self, x: Float[Tensor, "batch channel row column"]) -> Float[Tensor, "batch channel row column"]:
+    def forward(
+        self, x: Float[Tensor, "batch channel row column"]
+    ) -> Float[Tensor, "batch channel row column"]:
         for kernel in ((_SQUEEZE, 1), (1, _SQUEEZE)):
             padding = kernel[0] // 2, kernel[1] // 2
             x = F.avg_pool2d(x, kernel, 1, padding, count_include_pad=False)
@@ -195,7 +211,8 @@ class Block(nn.Module):
         wide = a.ratio * a.width
         self.attention = nn.Sequential(ChannelNorm(a.width), _ATTENTION[a.translator](a.width))
         self.mlp = nn.Sequential(
-            ChannelNorm(a.width), nn.Conv2d(a.width, wide, 1), _depthwise(wide, 3), nn.GELU(), nn.Conv2d(wide, a.width, 1)
+            ChannelNorm(a.width), nn.Conv2d(a.width, wide, 1), _depthwise(wide, 3), nn.GELU(),
+            nn.Conv2d(wide, a.width, 1),
         )  # fmt: skip
         self.scales = nn.Parameter(torch.full((2, a.width, 1, 1), 0.1))
 

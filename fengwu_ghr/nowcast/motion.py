@@ -108,9 +108,7 @@ def sample(
     """
     fields = torch.stack([torch.where(known, values, 0.0), known.float()])
     rows, columns = values.shape
-    inside = (
-        (places[0] > -0.5) & (places[0] < rows - 0.5) & (places[1] > -0.5) & (places[1] < columns - 0.5)
-    )
+    inside = (places[0] > -0.5) & (places[0] < rows - 0.5) & (places[1] > -0.5) & (places[1] < columns - 0.5)
     found, share = _sampled(fields, places, "nearest" if nearest else "bilinear")
     sure = inside & (share > 0.999)
     return torch.where(sure, found, 0.0), sure

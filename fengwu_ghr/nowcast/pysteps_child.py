@@ -21,7 +21,19 @@ Imported = tuple[np.ndarray, dict[str, Any], datetime]
 
 DRY_BELOW, FLOOR = 10.0, 5.0
 """dBZ: below the first nothing counts as rain, and pysteps sees the second there."""
-_PLAIN = ("projection", "x1", "y1", "x2", "y2", "yorigin", "unit", "accutime", "zr_a", "zr_b", "cartesian_unit")
+_PLAIN = (
+    "projection",
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    "yorigin",
+    "unit",
+    "accutime",
+    "zr_a",
+    "zr_b",
+    "cartesian_unit",
+)
 
 
 class Refused(Exception):
@@ -65,7 +77,9 @@ def _odim(path: Path, request: Mapping[str, Any]) -> Imported:
         }
     wanted = next((q for q in ("DBZH", "TH", "RATE", "ACRR") if q in quantities), None)
     if wanted is None:
-        raise Refused(f"{path} holds {', '.join(sorted(quantities)) or 'no quantity'}, not DBZH, TH, RATE or ACRR")
+        raise Refused(
+            f"{path} holds {', '.join(sorted(quantities)) or 'no quantity'}, not DBZH, TH, RATE or ACRR"
+        )
     values, _, about = import_odim_hdf5(str(path), qty=wanted)
     return values, about, time
 
@@ -110,9 +124,8 @@ def _mrms(path: Path, request: Mapping[str, Any]) -> Imported:
 
     extent = request.get("extent")
     values, _, about = import_mrms_grib(str(path), extent=extent, window_size=1)
-    with suppress(OSError, RuntimeError):
-        with pygrib.open(str(path)) as messages:
-            return values, about, messages[1].validDate
+    with suppress(OSError, RuntimeError), pygrib.open(str(path)) as messages:
+        return values, about, messages[1].validDate
     stamp = re.search(r"(\d{8})-(\d{6})", path.name)
     if stamp is None:
         raise Refused(f"{path} has no time in its name, as PrecipRate_00.00_20190610-000000.grib2.gz")

@@ -1,4 +1,4 @@
-"""Radar files -> RadarSequence: archives (.npz), NetCDF, and by pysteps ODIM and KNMI HDF5, MeteoSwiss GIF, MRMS, GeoTIFF.
+"""Radar files -> RadarSequence: archives, NetCDF, and by pysteps HDF5 (ODIM, KNMI), MeteoSwiss GIF, MRMS, GeoTIFF.
 
 A file of the archive holds a sequence; of the other formats one file is one frame, and a folder is all of its files.
 """
@@ -34,7 +34,11 @@ _RAIN_UNITS = ("mm/h", "mm h-1", "mm hr-1", "kg m-2 h-1")
 
 
 def read_radar(
-    paths: Sequence[Path], *, bridge: bool = False, zr: ZR | None = None, extent: Sequence[float] | None = None
+    paths: Sequence[Path],
+    *,
+    bridge: bool = False,
+    zr: ZR | None = None,
+    extent: Sequence[float] | None = None,
 ) -> RadarSequence:
     """The frames of these files or folders as one sequence, on one grid, evenly spaced.
 
@@ -117,7 +121,9 @@ def _netcdf_grid(
     about = dataset[mapping].attrs if mapping in dataset.variables else {}
     text = about.get("proj4") or about.get("proj4_params")
     if not text:
-        raise InputError(f"{path}: {array.name} needs a grid_mapping with a proj4 attribute, or degrees for axes")
+        raise InputError(
+            f"{path}: {array.name} needs a grid_mapping with a proj4 attribute, or degrees for axes"
+        )
     unit = 1000.0 if row.attrs.get("units") == "km" else 1.0
     return ProjectedGrid(Projection(text), x * unit, y * unit)
 
@@ -216,7 +222,9 @@ def _format(path: Path) -> str:
     for kind, suffixes in FORMATS.items():
         if suffix in suffixes:
             return kind
-    raise InputError(f"{path} is of no known radar format; names end in {', '.join(sum(FORMATS.values(), ()))}")
+    raise InputError(
+        f"{path} is of no known radar format; names end in {', '.join(sum(FORMATS.values(), ()))}"
+    )
 
 
 def _hdf5_kind(path: Path) -> str:

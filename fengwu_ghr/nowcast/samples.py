@@ -52,9 +52,14 @@ class Batch:
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "Batch":
-        stacked = (torch.stack([getattr(s, name) for s in samples]) for name in ("fields", "truth", "known", "leads"))
-        minutes = torch.tensor([float(s.minutes) for s in samples])
-        return cls(*stacked, minutes, torch.stack([s.places for s in samples]))
+        return cls(
+            torch.stack([s.fields for s in samples]),
+            torch.stack([s.truth for s in samples]),
+            torch.stack([s.known for s in samples]),
+            torch.stack([s.leads for s in samples]),
+            torch.tensor([float(s.minutes) for s in samples]),
+            torch.stack([s.places for s in samples]),
+        )
 
 
 def network_fields(
@@ -145,7 +150,9 @@ class StormCutter:
         minutes = _STORM_MINUTES[number // _STORMS_SHARED % len(_STORM_MINUTES)]
         a = self.architecture
         ahead = min(a.leads, int(HORIZON) // minutes)
-        frames, velocity = _storm((self.seed, number // _STORMS_SHARED), a.inputs + ahead, 2 * self.size, minutes)
+        frames, velocity = _storm(
+            (self.seed, number // _STORMS_SHARED), a.inputs + ahead, 2 * self.size, minutes
+        )
         cutter = Cutter([Block("storms", frames)], a, size=self.size)
         window = Window(0, a.inputs - 1, 1, ahead)
         cutter._motions[window] = Motion.steady(frames.grid.shape, velocity)
@@ -170,7 +177,9 @@ def _at(
     if not all(ranges):
         nothing = torch.zeros(places.shape[1:])
         return nothing, nothing > 0
-    part = torch.from_numpy(frames.values[index, ranges[0].start : ranges[0].stop, ranges[1].start : ranges[1].stop])
+    part = torch.from_numpy(
+        frames.values[index, ranges[0].start : ranges[0].stop, ranges[1].start : ranges[1].stop]
+    )
     corner = torch.tensor([r.start for r in ranges], dtype=torch.float32)[:, None, None]
     return sample(torch.nan_to_num(part), ~part.isnan(), places - corner, nearest=nearest)
 

@@ -43,7 +43,9 @@ def value_counts(forecast: Field, observed: Field, threshold: float) -> Int64[np
 def tables(counts: Counts, cuts: Float64[np.ndarray, "*axes"]) -> Sums:
     """The tables where a value of `cuts` or more, a multiple of 0.5, is taken for the event."""
     place = np.clip(np.round(cuts / _WIDTH).astype(int), 0, _BINS)
-    above = np.concatenate([np.cumsum(counts[..., ::-1], axis=-1)[..., ::-1], np.zeros_like(counts[..., :1])], -1)
+    above = np.concatenate(
+        [np.cumsum(counts[..., ::-1], axis=-1)[..., ::-1], np.zeros_like(counts[..., :1])], -1
+    )
     index = np.broadcast_to(place[..., None, None], (*counts.shape[:-1], 1))
     said = np.take_along_axis(above, index, axis=-1)[..., 0].astype(np.float64)
     every = counts.sum(axis=-1).astype(np.float64)
@@ -94,7 +96,9 @@ def band_powers(forecast: Field, observed: Field) -> Sums:
     f, o = (np.fft.rfft2(np.where(known, values, 0)) for values in (forecast, observed))
     rows, columns = observed.shape
     radius = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns))  # cycles a pixel
-    sides = np.where((np.arange(columns // 2 + 1) > 0) & (2 * np.arange(columns // 2 + 1) < columns), 2.0, 1.0)
+    sides = np.where(
+        (np.arange(columns // 2 + 1) > 0) & (2 * np.arange(columns // 2 + 1) < columns), 2.0, 1.0
+    )
     products = (np.abs(f) ** 2, np.abs(o) ** 2, (f * o.conj()).real)
     bands = [(radius > 1 / longest) & (radius <= 1 / shortest) for shortest, longest in BANDS_KM]
     sums = {
@@ -148,7 +152,9 @@ def scored(parts: Sequence[tuple[str, int, Mapping[str, object]]]) -> Scored:
     return Scored(units, minutes, counts, fractions, powers)
 
 
-def score_frame(forecast: Field, observed: Field, by_threshold: Sequence[Field] | None = None) -> dict[str, object]:
+def score_frame(
+    forecast: Field, observed: Field, by_threshold: Sequence[Field] | None = None
+) -> dict[str, object]:
     """What `scored` takes of one frame. `by_threshold` gives each threshold a forecast of its own, for its counts."""
     chosen = by_threshold or [forecast] * len(THRESHOLDS)
     return {

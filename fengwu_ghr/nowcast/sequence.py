@@ -88,7 +88,8 @@ class RadarSequence:
             frame = int(np.argmax(wild.any(axis=(1, 2))))
             raise InputError(
                 f"{source}: reflectivities lie in {LEAST:g} ... {MOST:g} dBZ; at {times[frame]:%Y-%m-%d %H:%M} there "
-                f"are {np.nanmin(values[frame]):.4g} ... {np.nanmax(values[frame]):.4g}: see to units and no-data values"
+                f"are {np.nanmin(values[frame]):.4g} ... {np.nanmax(values[frame]):.4g}: see to units and to the value "
+                "that stands for no data"
             )
         return cls(np.maximum(values, np.float32(DRY)).astype(np.float32), tuple(times), grid, zr, source)
 
@@ -174,8 +175,8 @@ class RadarSequence:
         pairs = [(a, b) for a, b in zip(self.times, self.times[1:]) if b - a != step]
         missing = ", ".join(f"{a:%Y-%m-%d %H:%M} to {b:%H:%M}" for a, b in pairs[:4])
         return (
-            f"frames must follow each other by one step, {step // timedelta(minutes=1)} minutes here; it is not so from "
-            f"{missing}{' ...' if len(pairs) > 4 else ''}: add the missing frames, or let short gaps be bridged."
+            f"frames must follow each other by one step, {step // timedelta(minutes=1)} minutes here; it is not so "
+            f"from {missing}{' ...' if len(pairs) > 4 else ''}: add the missing frames, or let short gaps be bridged."
         )
 
 

@@ -38,7 +38,9 @@ def generate_storms(*, seed: int | tuple[int, ...], frames: int, size: int, minu
         _add_cell(values, rng, velocity, minutes)
     np.maximum(values, DRY, out=values)
     values[values < 7] = DRY
-    grid = ProjectedGrid.of_corners(PROJECTION, (0.0, 0.0), (1000.0, 1000.0), (size, size), "generated storms")
+    grid = ProjectedGrid.of_corners(
+        PROJECTION, (0.0, 0.0), (1000.0, 1000.0), (size, size), "generated storms"
+    )
     times = [START + timedelta(minutes=minutes) * n for n in range(frames)]
     found = RadarSequence.of(values, times, grid, source="generated storms")
     return Storms(found, (float(velocity[0]), float(velocity[1])))
@@ -55,7 +57,9 @@ def _veil(
     for n in range(frames):
         share = n / max(frames - 1, 1) * 0.8
         mixed = first * np.float32(np.cos(share)) + last * np.float32(np.sin(share))
-        moved = shift(mixed, n * velocity, order=1, mode="nearest")[margin : margin + size, margin : margin + size]
+        moved = shift(mixed, n * velocity, order=1, mode="nearest")[
+            margin : margin + size, margin : margin + size
+        ]
         found[n] = height * np.sqrt(np.maximum(moved - level, 0))
     return found
 
@@ -68,7 +72,10 @@ def _noise(rng: np.random.Generator, size: int, scale: float) -> Float32[np.ndar
 
 
 def _add_cell(
-    values: Float32[np.ndarray, "time row column"], rng: np.random.Generator, velocity: np.ndarray, minutes: int
+    values: Float32[np.ndarray, "time row column"],
+    rng: np.random.Generator,
+    velocity: np.ndarray,
+    minutes: int,
 ) -> None:
     """One cell: an ellipse whose height rises and falls, seen against what else is there."""
     frames, size = values.shape[:2]
@@ -86,7 +93,11 @@ def _add_cell(
 
 
 def _stamp(
-    frame: Float32[np.ndarray, "row column"], centre: np.ndarray, height: float, shape: tuple[float, float, float], box: int
+    frame: Float32[np.ndarray, "row column"],
+    centre: np.ndarray,
+    height: float,
+    shape: tuple[float, float, float],
+    box: int,
 ) -> None:
     """The larger of the field and an ellipse that falls off like a Gaussian."""
     along, across, turn = shape

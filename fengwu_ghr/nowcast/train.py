@@ -165,7 +165,10 @@ class NowcastTask(Task):
         scores, biases = hss(tables), frequency_bias(tables)
         found = {"mse over no change": squared / max(still, 1e-9)}
         for threshold, score, bias in zip(_VALIDATED, scores, biases):
-            found |= {f"HSS {threshold:g}": float(np.nan_to_num(score)), f"bias {threshold:g}": float(np.nan_to_num(bias))}
+            found |= {
+                f"HSS {threshold:g}": float(np.nan_to_num(score)),
+                f"bias {threshold:g}": float(np.nan_to_num(bias)),
+            }
         return found
 
     def describe(self) -> dict[str, Any]:
@@ -212,7 +215,9 @@ class NowcastTask(Task):
             )
         ]  # fmt: skip
         if not windows:
-            raise InputError(f"no block of {split} holds {self.architecture.inputs} + {settings.least_leads} frames")
+            raise InputError(
+                f"no block of {split} holds {self.architecture.inputs} + {settings.least_leads} frames"
+            )
         return [block for _, block in read], windows
 
     def _begin_from(self, start: Path) -> None:

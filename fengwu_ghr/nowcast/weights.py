@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fengwu_ghr.checkpoint import check_files, check_same_tensors, hash_of, headers, put_folder, tensors_in
 from fengwu_ghr.errors import UsageError
-from fengwu_ghr.model_card import CARD, Strict, read_card, write_card
+from fengwu_ghr.model_card import CARD, Strict, read_card_of, write_card
 from fengwu_ghr.nowcast.model import NowcastArchitecture, NowcastNet
 
 PACKAGED = Path(__file__).parents[1] / "embedded" / "nowcast"
@@ -45,7 +45,7 @@ class NowcastModel:
     @classmethod
     def open(cls, folder: Path) -> "NowcastModel":
         """Raises UsageError on the first defect."""
-        card = read_card(folder, NowcastCard)
+        card = read_card_of(NowcastCard, folder)
         check_files(folder, card.files)
         return cls(folder, card)
 
