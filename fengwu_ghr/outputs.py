@@ -119,11 +119,8 @@ class Outputs:
         *,
         threads: int,
         clock: Stopwatch | None = None,
-        may_miss: bool = False,
     ) -> None:
-        """`may_miss`: NaN is a value that is missing, as beyond the reach of radars; else it is an error."""
         self._sinks, self._channels, self._clock = sinks, channels, clock or Stopwatch()
-        self._is_broken = np.isinf if may_miss else (lambda values: ~np.isfinite(values))
         self._fields = ThreadPoolExecutor(threads, thread_name_prefix="field")
         self._leads = ThreadPoolExecutor(1, thread_name_prefix="lead")
         self._in_flight: Future[None] | None = None
@@ -189,7 +186,8 @@ class Outputs:
 
     def _write_field(self, channel: Channel, product: Callable[[Channel], ProductField]) -> None:
         values = product(channel)
-        if count := int(self._is_broken(values).sum()):
+        broken = np.isinf(values) if channel.definition.may_miss else ~np.isfinite(values)
+        if count := int(broken.sum()):
             raise ConformanceError(
                 f"{channel.description} has {count} values that are not finite; the run stops here"
             )

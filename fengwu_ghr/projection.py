@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -31,6 +32,7 @@ _LEAST_ECCENTRICITY = 1e-8
 """Of a sphere, for formulae that divide by it."""
 
 Points = Float64[np.ndarray, "*points"]
+Angles = Points | float
 
 
 @dataclass(frozen=True)
@@ -138,25 +140,25 @@ def _solved(slopes: tuple[Points, Points, Points, Points], dx: Points, dy: Point
     return (dx * y_lam - dy * x_lam) / determinant, (dy * x_phi - dx * y_phi) / determinant
 
 
-def _t(p: Projection, phi: Points) -> Points:
+def _t(p: Projection, phi: Angles) -> Any:
     """Snyder 15-9."""
     e = p.eccentricity
     return np.tan(np.pi / 4 - phi / 2) * np.exp(e * np.arctanh(e * np.sin(phi)))
 
 
-def _m(p: Projection, phi: Points) -> Points:
+def _m(p: Projection, phi: Angles) -> Any:
     """Snyder 14-15."""
     return np.cos(phi) / np.sqrt(1 - (p.eccentricity * np.sin(phi)) ** 2)
 
 
-def _q(p: Projection, phi: Points) -> Points:
+def _q(p: Projection, phi: Angles) -> Any:
     """Snyder 3-12."""
     e, sine = p.eccentricity, np.sin(phi)
     return (1 - e**2) * (sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e)
 
 
-def _parallel(p: Projection, key: str, default: float = 0.0) -> Points:
-    return np.deg2rad(np.array(p.degrees(key, default)))
+def _parallel(p: Projection, key: str, default: float = 0.0) -> float:
+    return float(np.deg2rad(p.degrees(key, default)))
 
 
 def _polar_stereographic(p: Projection, phi: Points, turn: Points) -> tuple[Points, Points]:
@@ -198,7 +200,7 @@ def _albers(p: Projection, phi: Points, turn: Points) -> tuple[Points, Points]:
 
 def _lambert_azimuthal(p: Projection, phi: Points, turn: Points) -> tuple[Points, Points]:
     """Snyder 24-2 to 24-20, oblique."""
-    origin, polar = _parallel(p, "lat_0"), _q(p, np.array(np.pi / 2))
+    origin, polar = _parallel(p, "lat_0"), _q(p, np.pi / 2)
     beta, beta0 = (np.arcsin(np.clip(_q(p, at) / polar, -1, 1)) for at in (phi, origin))
     radius = p.axes[0] * np.sqrt(polar / 2)
     d = p.axes[0] * _m(p, origin) / (radius * np.cos(beta0))
@@ -215,7 +217,7 @@ def _swiss(p: Projection, phi: Points, turn: Points) -> tuple[Points, Points]:
     alpha = np.sqrt(1 + e**2 / (1 - e**2) * np.cos(origin) ** 4)
     b0 = np.arcsin(np.sin(origin) / alpha)
 
-    def on_sphere(at: Points) -> Points:
+    def on_sphere(at: Angles) -> Any:
         return alpha * (np.arctanh(np.sin(at)) - e * np.arctanh(e * np.sin(at)))
 
     s = on_sphere(phi) - on_sphere(origin) + np.arctanh(np.sin(b0))

@@ -50,7 +50,10 @@ class Derivation:
 
 @dataclass(frozen=True)
 class Variable:
-    """A physical quantity. `period_hours` > 0 marks an accumulation over the hours up to the valid time."""
+    """A physical quantity. `period_hours` > 0 marks an accumulation over the hours up to the valid time.
+
+    `may_miss`: NaN is no error but a place without a value, as beyond the reach of radars.
+    """
 
     name: str
     long_name: str
@@ -63,6 +66,7 @@ class Variable:
     period_hours: int = 0
     is_vector: bool = False
     is_smooth: bool = True
+    may_miss: bool = False
     minimum: float | None = None
     maximum: float | None = None
     derivations: tuple[Derivation, ...] = ()
@@ -279,7 +283,8 @@ _DEFINITIONS = (
     ),
     Variable(
         "rare", "radar reflectivity", "equivalent_reflectivity_factor", "dBZ", 231066,
-        (_grib2(0, 16, 4, ENTIRE_ATMOSPHERE),), (-35.0, 95.0), is_smooth=False, aliases=("reflectivity",),
+        (_grib2(0, 16, 4, ENTIRE_ATMOSPHERE),), (-35.0, 95.0), is_smooth=False, may_miss=True,
+        aliases=("reflectivity",),
     ),
 )  # fmt: skip
 

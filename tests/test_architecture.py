@@ -63,8 +63,14 @@ FENCES = {
     "distributed": ("verify", "hindcast"),
     "dask_jobqueue": ("hindcast",),
     "typer": (
-        "options", "cli", "model_verbs", "training_verbs", "verification_verbs", "hindcast_verbs", "nowcast_verbs",
-    ),  # fmt: skip
+        "options",
+        "cli",
+        "model_verbs",
+        "training_verbs",
+        "verification_verbs",
+        "hindcast_verbs",
+        "nowcast_verbs",
+    ),
     "pysteps": ("nowcast.pysteps_child",),
     "h5py": ("nowcast.pysteps_child",),
     "pygrib": ("nowcast.pysteps_child",),

@@ -1,6 +1,7 @@
 """One nowcast from end to end: radar files in, Zarr and GRIB out, with steps of minutes."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fengwu_ghr.errors import InputError, UsageError
+from fengwu_ghr.export import claim_grib_folder
 from fengwu_ghr.grib.encode import GribEncoder
 from fengwu_ghr.grib.plane import is_plane
 from fengwu_ghr.grid import LatLonGrid
@@ -27,6 +29,35 @@ from fengwu_ghr.variables import Channel
 
 ECHO = Channel("rare")
 _THREADS = 2
+
+
+class RemappedSink:
+    """GRIB of a projected grid that GRIB cannot have: the nearest pixel for every point of 0.01 degrees.
+
+    Nearest, because means would weaken what a nowcast is for. Points off the radar's grid are missing.
+    """
+
+    def __init__(self, folder: Path, grid: ProjectedGrid, initial_time: datetime) -> None:
+        target = covering_grid(grid)
+        self._inner = GribSink(folder, GribEncoder(target), initial_time, channels=(ECHO,))
+        self._rows, self._columns, self._outside = nearest_pixels(grid, target)
+
+    def path(self, lead: timedelta) -> Path:
+        return self._inner.path(lead)
+
+    def is_written(self, lead: timedelta) -> bool:
+        return self._inner.is_written(lead)
+
+    def begin(self, lead: timedelta) -> None:
+        self._inner.begin(lead)
+
+    def field(self, channel: Channel, values: Float32[np.ndarray, "row column"]) -> None:
+        found = values[self._rows, self._columns]
+        found[self._outside] = np.nan
+        self._inner.field(channel, found)
+
+    def commit(self) -> None:
+        self._inner.commit()
 
 
 @dataclass(frozen=True)
@@ -70,12 +101,14 @@ def run_nowcast(
         "source": f"fengwu_ghr {version('fengwu_ghr')}",
     }
     with RunStore.create(output, plan, attributes, overwrite=overwrite) as store:
-        if store.provenance(began) is None:
-            store.begin_run(began, _provenance(frames, model))
+        _begin(store, began, _provenance(frames, model))
+        if grib is not None:
+            claimed = _provenance(frames, model)["identity"]
+            claim_grib_folder(grib, began, identity=claimed, channels=(ECHO,), overwrite=overwrite)
         sinks, files = _sinks(store, frames.grid, began, grib)
         started, spent = perf_counter(), 0.0
         progress.begin("nowcast", 0, asked)
-        outputs = Outputs(sinks, (ECHO,), threads=_THREADS, may_miss=True)
+        outputs = Outputs(sinks, (ECHO,), threads=_THREADS)
         try:
             committed = set(store.committed(began))
             for number, values in enumerate(_all_leads(predict(network, frames, leads=asked), frames)):
@@ -83,6 +116,8 @@ def run_nowcast(
                 lead = number * frames.step
                 if lead not in committed:
                     outputs.submit(lead, _same(values))
+                else:
+                    _write_missing(files, lead, values)
                 if number:
                     progress.stepped(number, {})
             outputs.wait()
@@ -91,6 +126,17 @@ def run_nowcast(
         store.finish(began, "nowcast")
     made = tuple(sink.path(lead) for sink in files for lead in plan.leads)
     return NowcastResult(output, made, began, asked, frames.minutes, spent)
+
+
+def _write_missing(
+    sinks: Sequence[GribSink | RemappedSink], lead: timedelta, values: Float32[np.ndarray, "row column"]
+) -> None:
+    """GRIB of a lead that the store had already."""
+    for sink in sinks:
+        if not sink.is_written(lead):
+            sink.begin(lead)
+            sink.field(ECHO, values)
+            sink.commit()
 
 
 def frames_until(sequence: RadarSequence, initial_time: datetime | None) -> RadarSequence:
@@ -120,43 +166,32 @@ def _same(
 
 
 def _provenance(frames: RadarSequence, model: NowcastModel) -> dict[str, Any]:
-    return {
-        "model": {"name": model.card.name, "sha256": model.digest, "trained": model.card.trained},
+    seen = frames[slice(max(0, len(frames) - model.card.architecture.inputs), None)]
+    identity = {
+        "model": {"name": model.card.name, "trained": model.card.trained, "sha256": model.digest},
         "input": {
-            "source": Path(frames.source).name,
-            "first": frames.times[0].isoformat(),
-            "last": frames.times[-1].isoformat(),
+            "times": [time.isoformat() for time in seen.times],
+            "sha256": hashlib.sha256(seen.values.tobytes()).hexdigest(),
             "z-r": str(frames.zr),
         },
-        "code": version("fengwu_ghr"),
-        "grid": frames.grid.key,
+        "grid": {"product": frames.grid.key},
     }
+    return {"identity": identity, "code": version("fengwu_ghr"), "source": Path(frames.source).name}
 
 
-class RemappedSink:
-    """GRIB of a projected grid that GRIB cannot have: the nearest pixel for every point of 0.01 degrees.
-
-    Nearest, because means would weaken what a nowcast is for. Points off the radar's grid are missing.
-    """
-
-    def __init__(self, folder: Path, grid: ProjectedGrid, initial_time: datetime) -> None:
-        target = covering_grid(grid)
-        self._inner = GribSink(folder, GribEncoder(target), initial_time, channels=(ECHO,))
-        self._rows, self._columns, self._outside = nearest_pixels(grid, target)
-
-    def path(self, lead: timedelta) -> Path:
-        return self._inner.path(lead)
-
-    def begin(self, lead: timedelta) -> None:
-        self._inner.begin(lead)
-
-    def field(self, channel: Channel, values: Float32[np.ndarray, "row column"]) -> None:
-        found = values[self._rows, self._columns]
-        found[self._outside] = np.nan
-        self._inner.field(channel, found)
-
-    def commit(self) -> None:
-        self._inner.commit()
+def _begin(store: RunStore, began: datetime, provenance: dict[str, Any]) -> None:
+    """The store says what its nowcast is made of. Raises UsageError where that was something else."""
+    recorded = store.provenance(began)
+    if recorded is None:
+        store.begin_run(began, provenance)
+    elif recorded["identity"] != provenance["identity"]:
+        parts = [
+            key for key, value in provenance["identity"].items() if recorded["identity"].get(key) != value
+        ]
+        raise UsageError(
+            f"{store.path} holds a nowcast of {began:%Y-%m-%d %H:%M} with another {', '.join(parts)}; write to another "
+            "--output, or replace it with --overwrite"
+        )
 
 
 def _sinks(

@@ -86,12 +86,12 @@ def places_along(
 
     Paths are followed on cells, as velocity is smooth, and spread to pixels.
     """
-    cells = pixels(rows, columns, every=CELL, offset=(CELL - 1) / 2)
-    here = pixels(rows, columns)
+    wider = (range(axis.start - CELL, axis.stop + 2 * CELL) for axis in (rows, columns))
+    cells, here = pixels(*wider, every=CELL, offset=(CELL - 1) / 2), pixels(rows, columns)
     found = []
     for places in motion.paths(cells, steps):
         spread = F.interpolate((places - cells)[None], scale_factor=CELL, mode="bilinear")[0]
-        found.append(here + spread[:, : len(rows), : len(columns)])
+        found.append(here + spread[:, CELL : CELL + len(rows), CELL : CELL + len(columns)])
     return found
 
 
@@ -183,6 +183,6 @@ def _pooled(frame: np.ndarray, cell: int) -> np.ndarray:
     return padded.reshape(rows // cell, cell, columns // cell, cell).mean(axis=(1, 3))
 
 
-def _resized(flow: Flow, shape: tuple[int, ...]) -> Flow:
+def _resized(flow: Flow, shape: tuple[int, ...]) -> Float32[np.ndarray, "2 new_row new_column"]:
     """The same numbers on other cells."""
     return F.interpolate(torch.from_numpy(flow)[None], size=shape, mode="bilinear")[0].numpy()

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float32, Int64, Shaped
 from torch import Tensor
 
 from fengwu_ghr.nowcast.events import Block, Window
@@ -85,7 +85,7 @@ class Cutter:
 
     def __init__(self, blocks: Sequence[Block], architecture: NowcastArchitecture, *, size: int) -> None:
         self.blocks, self.architecture, self.size = blocks, architecture, size
-        self._motions: dict[Window, Motion] = {}
+        self.motions: dict[Window, Motion] = {}
 
     def crop(self, window: Window, rng: np.random.Generator, *, leads: int) -> Sample:
         """A crop where there is weather, turned and mirrored by chance, with so many of its leads, drawn by chance."""
@@ -118,11 +118,11 @@ class Cutter:
         )
 
     def _motion(self, window: Window) -> Motion:
-        if window not in self._motions:
+        if window not in self.motions:
             frames = self.blocks[window.block].frames
             seen = frames.values[window.now - 2 * window.stride : window.now + 1 : window.stride]
-            self._motions[window] = estimate_motion(seen, minutes=frames.minutes * window.stride)
-        return self._motions[window]
+            self.motions[window] = estimate_motion(seen, minutes=frames.minutes * window.stride)
+        return self.motions[window]
 
     def _corner(
         self, frames: RadarSequence, window: Window, lead: int, rng: np.random.Generator
@@ -155,7 +155,7 @@ class StormCutter:
         )
         cutter = Cutter([Block("storms", frames)], a, size=self.size)
         window = Window(0, a.inputs - 1, 1, ahead)
-        cutter._motions[window] = Motion.steady(frames.grid.shape, velocity)
+        cutter.motions[window] = Motion.steady(frames.grid.shape, velocity)
         return cutter.crop(window, rng, leads=leads)
 
 
@@ -185,7 +185,7 @@ def _at(
 
 
 def _turned(made: Sample, quarters: int, mirrored: bool) -> Sample:
-    def turned(values: Float[Tensor, "... row column"]) -> Float[Tensor, "... row column"]:
+    def turned(values: Shaped[Tensor, "*batch row column"]) -> Shaped[Tensor, "*batch row column"]:
         values = torch.rot90(values, quarters, (-2, -1))
         return values.flip(-1) if mirrored else values
 
