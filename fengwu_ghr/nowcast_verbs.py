@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_DEFAULT = "impa-net-demo"
+_DEFAULT = "impa-net-advection"
 Settings = Annotated[Path, typer.Argument(help="A TOML file, as configs/nowcast.toml.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value in place of what the file says.")

@@ -16,7 +16,7 @@ from fengwu_ghr.nowcast.storms import generate_storms
 from fengwu_ghr.nowcast.weights import resolve_nowcast
 from fengwu_ghr.progress import Progress
 
-MODEL = "impa-net-demo"
+MODEL = "impa-net-advection"
 SEED, SIZE, MINUTES = 2026, 256, 5
 """Of the storms; no training draws this seed."""
 
