@@ -10,7 +10,9 @@ Read the package in the order of this list: a module uses only modules above it.
     scheduler             a Dask cluster that is there already
     durable               checksums, flushing to the device, locks; a failed write is an error with a remedy
     config                TOML -> strict models; an unknown key is an error
+    projection            latitude and longitude to a plane and back, as radar networks use them
     grid                  where the numbers are: product, backbone and network grids, cell areas
+    projected_grid        points evenly spaced on a plane: radar composites
     variables             what the numbers mean: the registry of variables, the channel sets
     shores                where land ends: coastlines, a land mask
     state                 State: values, channels, grid, valid time, lead. The one noun
@@ -28,6 +30,7 @@ Read the package in the order of this list: a module uses only modules above it.
     grib.decode           files -> Analysis: every channel of the initial time, or an error naming what is missing
     grib.bufr             station reports in BUFR -> columns
     grib.header           what a message of ours says about its field
+    grib.plane            ... and of a field on a plane
     grib.encode           a field -> a GRIB2 message; messages -> a file and its index
     synthetic             an analytic atmosphere for the demonstration and the tests
     interpolation         along circles of latitude and over the poles, without edges
@@ -164,6 +167,29 @@ Read the package in the order of this list: a module uses only modules above it.
     training.chain        the settings of all of it, and its verbs
     training.report       the report of the evidence
 
+  The nowcast
+    nowcast.sequence      reflectivity at evenly spaced times: the noun of the nowcast
+    nowcast.child         what needs pysteps, in a process of its own
+    nowcast.pysteps_child that process: importers, and the baselines of pysteps
+    nowcast.radar         radar files -> a sequence, or what is wrong with them
+    nowcast.events        which sequences train, validate and test; the windows cut from each
+    nowcast.storms        generated storms, for pretraining and the demonstration
+    nowcast.motion        how echoes move: velocity, paths, fields sampled on them
+    nowcast.model         the network on one page: IMPA-Net, SimVP, TAU
+    nowcast.loss          what an error costs, by progress, intensity and lead
+    nowcast.samples       crops as the network sees them, and what it should give
+    nowcast.weights       its checkpoints
+    nowcast.train         training: generated storms, then events
+    nowcast.predict       from frames to frames
+    nowcast.forecast      one nowcast from end to end
+    nowcast.baselines     persistence, extrapolation, pysteps
+    nowcast.scores        sums of forecasts: tables of every cut, fractions, powers
+    nowcast.comparison    models and baselines on the same starts
+    nowcast.table         from sums to a table with intervals
+    nowcast.verification  test events, or one store against what came
+    nowcast.pictures      observation beside forecast, as a picture and as a film
+    nowcast.demo          all of it on generated storms
+
   The command line
     plot                  maps and meteograms
     views                 a run store as a picture: the map of a field, the meteogram of a place
@@ -174,6 +200,7 @@ Read the package in the order of this list: a module uses only modules above it.
     training_verbs        the verbs of `fengwu-ghr train`
     verification_verbs    `fengwu-ghr verify` and `fengwu-ghr climatology`
     hindcast_verbs        `fengwu-ghr hindcast`
+    nowcast_verbs         the verbs of `fengwu-ghr nowcast`
     cli                   the verbs of `fengwu-ghr`, thin
 """
 

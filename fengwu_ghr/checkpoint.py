@@ -5,7 +5,7 @@ No pickle, no code from data. Every defect is a UsageError that names the folder
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -38,7 +38,7 @@ class Checkpoint:
     def open(cls, folder: Path) -> "Checkpoint":
         """Reads the card and checks every file against its sum; raises UsageError on the first defect."""
         card = read_card(folder)
-        _check_files(folder, card)
+        check_files(folder, card.files)
         return cls(folder, card)
 
     @property
@@ -135,7 +135,7 @@ def load_model(
     # A mean that is rounded would be pulled at in every step.
     weights = {
         name: tensor.to(device, torch.float32 if part_of(name) == "diffusion" else dtype)
-        for name, tensor in _tensors(checkpoint)
+        for name, tensor in tensors_in(_files_of(checkpoint))
     }
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval()
@@ -145,9 +145,21 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     """Raises UsageError unless the files hold exactly the tensors of the architecture; reads only their headers."""
     outline = _outline(checkpoint.architecture).state_dict()
     wanted = {name: tuple(tensor.shape) for name, tensor in outline.items()}
+    check_same_tensors(
+        checkpoint.folder, checkpoint.architecture.name, wanted, headers(_files_of(checkpoint))
+    )
+
+
+def check_same_tensors(
+    folder: Path,
+    architecture: str,
+    wanted: Mapping[str, tuple[int, ...]],
+    there: Iterable[tuple[str, tuple[int, ...], str]],
+) -> None:
+    """Raises UsageError unless what is `there` (name, shape, type) is exactly what an architecture has."""
     found: dict[str, tuple[int, ...]] = {}
     problems = []
-    for name, shape, kind in _headers(checkpoint):
+    for name, shape, kind in there:
         if name in found:
             problems.append(f"{name} twice")
         if kind not in _WEIGHT_TYPES:
@@ -160,8 +172,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
             problems.append(f"{name} of shape {found[name]}, not {shape}")
     if problems:
         raise UsageError(
-            f"the weights in {checkpoint.folder} are not those of its architecture "
-            f"{checkpoint.architecture.name}: {listed(problems)}"
+            f"the weights in {folder} are not those of its architecture {architecture}: {listed(problems)}"
         )
 
 
@@ -175,6 +186,12 @@ def save(folder: Path, model: TransferModel, *, card: ModelCard) -> Checkpoint:
         raise ValueError(
             f"the card is of {card.architecture}, the model of {model.architecture}: give its own"
         )
+    put_folder(folder, lambda made: _write(made, model, card))
+    return Checkpoint.open(folder)
+
+
+def put_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """What `write` makes of a new folder stands there durably, whole or not at all; raises OutputError."""
     if folder.exists():
         raise OutputError(f"{folder} exists already; choose another folder or remove it")
     try:
@@ -182,13 +199,13 @@ def save(folder: Path, model: TransferModel, *, card: ModelCard) -> Checkpoint:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             made = Path(temporary, folder.name)
             made.mkdir()
-            _write(made, model, card)
+            write(made)
+            flush_tree(made)
             made.rename(folder)
     except OSError as error:
         raise OutputError(
             f"{folder} could not be written: {error}; see to the disk or choose another"
         ) from error
-    return Checkpoint.open(folder)
 
 
 def verify(checkpoint: Checkpoint) -> None:
@@ -199,7 +216,7 @@ def verify(checkpoint: Checkpoint) -> None:
     if checkpoint.onnx:
         return
     check_tensors(checkpoint)
-    broken = [name for name, tensor in _tensors(checkpoint) if not bool(tensor.isfinite().all())]
+    broken = [name for name, tensor in tensors_in(_files_of(checkpoint)) if not bool(tensor.isfinite().all())]
     if broken:
         raise UsageError(f"weights in {checkpoint.folder} are not finite: {listed(broken)}")
 
@@ -225,16 +242,16 @@ def _write(folder: Path, model: TransferModel, card: ModelCard) -> None:
         (folder / file).chmod(0o644)
     files = {file: hash_of(folder / file) for file in sorted(parts)}
     write_card(folder, card.model_copy(update={"files": files}))
-    flush_tree(folder)
 
 
-def _check_files(folder: Path, card: ModelCard) -> None:
-    if not card.files:
+def check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Raises UsageError unless the weight files of the folder are exactly these, by name and sha256."""
+    if not files:
         raise UsageError(f"{folder / CARD} lists no weight files; a model has at least one")
-    unlisted = sorted({path.name for path in folder.glob("*.safetensors")} - set(card.files))
+    unlisted = sorted({path.name for path in folder.glob("*.safetensors")} - set(files))
     if unlisted:
         raise UsageError(f"{folder} holds weight files that {CARD} does not list: {', '.join(unlisted)}")
-    for name, expected in card.files.items():
+    for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             raise UsageError(f"{folder} lacks {name}, which {CARD} lists")
@@ -244,22 +261,28 @@ def _check_files(folder: Path, card: ModelCard) -> None:
             raise UsageError(f"{path} is not the file that was saved: sha256 {found}, {CARD} says {expected}")
 
 
-def _headers(checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    for file in checkpoint.card.files:
+def headers(files: Iterable[Path]) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and type of every tensor of safetensors files. Raises UsageError where one is none."""
+    for file in files:
         try:
-            with safe_open(checkpoint.folder / file, framework="pt") as tensors:
+            with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a dict)
                     part = tensors.get_slice(name)
                     yield name, tuple(part.get_shape()), part.get_dtype()
         except SafetensorError as error:
-            raise UsageError(f"{checkpoint.folder / file} is not a safetensors file: {error}") from error
+            raise UsageError(f"{file} is not a safetensors file: {error}") from error
 
 
-def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    for file in checkpoint.card.files:
-        with safe_open(checkpoint.folder / file, framework="pt") as tensors:
+def tensors_in(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of safetensors files, mapped into memory."""
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 yield name, tensors.get_tensor(name)
+
+
+def _files_of(checkpoint: Checkpoint) -> list[Path]:
+    return [checkpoint.folder / file for file in checkpoint.card.files]
 
 
 def hash_of(path: Path) -> str:

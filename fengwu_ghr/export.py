@@ -131,7 +131,7 @@ def series_at(
 
     Raises InputError when the place lies outside the store's area.
     """
-    rows, columns, weights = bilinear_weights(store.plan.grid, latitude, longitude)
+    rows, columns, weights = bilinear_weights(store.plan.latlon, latitude, longitude)
     leads = store.committed(initial_time)
     series = {}
     for channel in channels:

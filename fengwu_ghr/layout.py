@@ -11,10 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from fengwu_ghr.errors import InputError
 from fengwu_ghr.grid import LatLonGrid
+from fengwu_ghr.projected_grid import ProjectedGrid, RadarGrid
 from fengwu_ghr.variables import VARIABLES, Channel
 
 CONVENTIONS = "CF-1.11"
+GRID_MAPPING = "projection"
+"""The scalar array whose attributes describe the projection of a projected grid."""
 INNER_CHUNKS = (3, 4)
 """Along latitude and longitude; a shard is one field. 667 x 1000 values each at 0.09 degrees."""
 MANTISSA_BITS = 23
@@ -35,7 +39,7 @@ class StorePlan:
     """
 
     channels: tuple[Channel, ...]
-    grid: LatLonGrid
+    grid: RadarGrid
     initial_times: tuple[datetime, ...]
     leads: tuple[timedelta, ...]
     keep_bits: int | None = None
@@ -65,6 +69,16 @@ class StorePlan:
             for name in ("channels", "grid", "initial_times", "leads", "keep_bits")
         }
         return [f"{name} ({_difference(a, b)})" for name, (a, b) in pairs.items() if a != b]
+
+    @property
+    def latlon(self) -> LatLonGrid:
+        """The grid, for what needs latitudes and longitudes as axes. Raises InputError where it is projected."""
+        if isinstance(self.grid, ProjectedGrid):
+            raise InputError(
+                f"this needs latitudes and longitudes as axes; the store is on {self.grid}: it holds a nowcast, for "
+                "which there are the verbs of fengwu-ghr nowcast"
+            )
+        return self.grid
 
     @cached_property
     def time_index(self) -> dict[datetime, int]:
@@ -155,6 +169,7 @@ def global_attributes(plan: StorePlan) -> dict[str, Any]:
         "Conventions": CONVENTIONS,
         "channels": [channel_key(channel) for channel in plan.channels],
         "grid": plan.grid.name,
+        **({"projection": plan.grid.projection.text} if isinstance(plan.grid, ProjectedGrid) else {}),
         **rounding,
     }
 
@@ -170,7 +185,7 @@ def _field(plan: StorePlan, name: str) -> ArrayLayout:
     ones = (1,) * len(sizes)
     return ArrayLayout(
         name,
-        (*leading, "latitude", "longitude"),
+        (*leading, *horizontal_dims(plan.grid)),
         (*sizes, rows, columns),
         _field_attributes(plan, name),
         chunks=(*ones, *chunk),
@@ -190,6 +205,8 @@ def _field_attributes(plan: StorePlan, name: str) -> dict[str, Any]:
         "GRIB_stepType": "accum" if what.is_accumulated else "instant",
         "coordinates": "valid_time",
     }
+    if isinstance(plan.grid, ProjectedGrid):
+        attributes |= {"coordinates": "valid_time latitude longitude", "grid_mapping": GRID_MAPPING}
     if what.is_accumulated:
         attributes["cell_methods"] = f"valid_time: sum (comment: over the last {what.period_hours} hours)"
     if plan.keep_bits is not None:
@@ -207,8 +224,7 @@ def _coordinates(plan: StorePlan) -> list[ArrayLayout]:
     found = [
         _coordinate("time", time, clock, "forecast_reference_time", "initial time", axis="T"),
         _coordinate("prediction_timedelta", lead, duration, "forecast_period", "time since the initial time"),
-        _coordinate("latitude", plan.grid.latitude, {"units": "degrees_north"}, "latitude", axis="Y"),
-        _coordinate("longitude", plan.grid.longitude, {"units": "degrees_east"}, "longitude", axis="X"),
+        *_horizontal(plan.grid),
         _coordinate(
             "valid_time", time[:, None] + lead, clock, "time", "valid time", ("time", "prediction_timedelta")
         ),
@@ -217,6 +233,31 @@ def _coordinates(plan: StorePlan) -> list[ArrayLayout]:
         pressure = {"units": "hPa", "positive": "down"}
         found.append(_coordinate("level", level, pressure, "air_pressure", "pressure level", axis="Z"))
     return found
+
+
+def horizontal_dims(grid: RadarGrid) -> tuple[str, str]:
+    """The names of rows and columns."""
+    return ("y", "x") if isinstance(grid, ProjectedGrid) else ("latitude", "longitude")
+
+
+def _horizontal(grid: RadarGrid) -> list[ArrayLayout]:
+    """Coordinates of rows and columns; of a projected grid also every point's place, and the grid mapping."""
+    north, east = {"units": "degrees_north"}, {"units": "degrees_east"}
+    if isinstance(grid, LatLonGrid):
+        return [
+            _coordinate("latitude", grid.latitude, north, "latitude", axis="Y"),
+            _coordinate("longitude", grid.longitude, east, "longitude", axis="X"),
+        ]
+    metres = {"units": "m"}
+    latitude, longitude = grid.places
+    mapping = np.zeros((), np.int64)
+    return [
+        _coordinate("y", grid.y, metres, "projection_y_coordinate", axis="Y"),
+        _coordinate("x", grid.x, metres, "projection_x_coordinate", axis="X"),
+        _coordinate("latitude", latitude, north, "latitude", dims=("y", "x")),
+        _coordinate("longitude", longitude, east, "longitude", dims=("y", "x")),
+        ArrayLayout(GRID_MAPPING, (), (), grid.attributes(), chunks=(), values=mapping),
+    ]
 
 
 def _coordinate(

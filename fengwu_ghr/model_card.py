@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,11 +27,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAMED_AT_MOST = 12
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Unknown keys are errors, and so are values of another type."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Statistics(_Strict):
+class Statistics(Strict):
     """Mean and std by channel name, in registry units."""
 
     mean: dict[str, float]
@@ -54,7 +56,7 @@ class Statistics(_Strict):
         return Normalisation(mean, std)
 
 
-class Graph(_Strict):
+class Graph(Strict):
     """One ONNX file of a package: what it takes to load and to run it, as it was found when the card was written."""
 
     file: str
@@ -66,7 +68,7 @@ class Graph(_Strict):
     """Of one run; 0 where shapes did not tell."""
 
 
-class OnnxPackage(_Strict):
+class OnnxPackage(Strict):
     """`[onnx]`: graphs that together make a step, in the order in which they run, each fed what the one before gave.
 
     The first takes `history` normalised states on the channel axis, the oldest first, and where it wants one the
@@ -80,7 +82,7 @@ class OnnxPackage(_Strict):
     predicts: Literal["state", "tendency"] = "state"
 
 
-class ModelCard(_Strict):
+class ModelCard(Strict):
     """What `model.toml` says, one field per key. `files` maps each weight file to its sha256.
 
     A model is weights of ours for an `architecture`, or an `onnx` package.
@@ -148,13 +150,21 @@ class ModelCard(_Strict):
                 )
 
 
+Card = TypeVar("Card", bound=Strict)
+
+
 def read_card(folder: Path) -> ModelCard:
     """The card of this folder, valid; weight files are not looked at."""
+    return read_card_of(ModelCard, folder)
+
+
+def read_card_of(kind: type[Card], folder: Path) -> Card:
+    """The same of another kind of model."""
     path = folder / CARD
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         # By way of JSON, whose strict mode takes arrays for tuples and nothing else for anything else.
-        return ModelCard.model_validate_json(json.dumps(content, default=str))
+        return kind.model_validate_json(json.dumps(content, default=str))
     except FileNotFoundError:
         raise UsageError(f"a model is a folder with a {CARD}; {folder} has none") from None
     except OSError as error:
@@ -165,7 +175,7 @@ def read_card(folder: Path) -> ModelCard:
         raise UsageError(f"{path} is not a valid model card: {explain(error)}") from error
 
 
-def write_card(folder: Path, card: ModelCard) -> None:
+def write_card(folder: Path, card: Strict) -> None:
     """The card stands in this folder, as TOML."""
     (folder / CARD).write_text(to_toml(card.model_dump()), encoding="utf-8")
 

@@ -48,6 +48,7 @@ LOOKS: Mapping[str, Look] = {
     "tcc": Look("Blues_r", "%", factor=100),
     "tp6h": Look("YlGnBu", "mm"),
     "ssr6h": Look("inferno", "MJ/m²", factor=1e-6),
+    "rare": Look("turbo", "dBZ"),
 } | dict.fromkeys(("u", "v", "10u", "10v", "100u", "100v"), _WIND)
 
 

@@ -16,6 +16,8 @@ from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.grid import LatLonGrid
 from fengwu_ghr.layout import ArrayLayout, StorePlan
 from fengwu_ghr.manifest import MANIFEST
+from fengwu_ghr.projected_grid import ProjectedGrid
+from fengwu_ghr.projection import Projection
 from fengwu_ghr.target import LOCK, MARK, check_is_store, is_store
 
 FORMAT = 1
@@ -83,12 +85,19 @@ def _plan_of(group: zarr.Group) -> StorePlan:
     attributes: Any = group.attrs
     if attributes[MARK] != FORMAT:
         raise ValueError(f"it has format {attributes[MARK]}, this version reads format {FORMAT}")
+    projection = attributes.get("projection")
+    rows, columns = ("y", "x") if projection else ("latitude", "longitude")
     coordinates: dict[str, Any] = {
-        name: group[name][...] for name in ("time", "prediction_timedelta", "latitude", "longitude")
+        name: group[name][...] for name in ("time", "prediction_timedelta", rows, columns)
     }
+    axes, name = (coordinates[rows], coordinates[columns]), attributes["grid"]
     return StorePlan(
         channels=tuple(map(layout.channel_of, attributes["channels"])),
-        grid=LatLonGrid(coordinates["latitude"], coordinates["longitude"], attributes["grid"]),
+        grid=(
+            ProjectedGrid(Projection(projection), *axes[::-1], name)
+            if projection
+            else LatLonGrid(*axes, name)
+        ),
         initial_times=tuple(coordinates["time"].astype("datetime64[s]").tolist()),
         leads=tuple(coordinates["prediction_timedelta"].astype("timedelta64[s]").tolist()),
         keep_bits=attributes.get("keep_bits"),

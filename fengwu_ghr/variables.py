@@ -50,7 +50,10 @@ class Derivation:
 
 @dataclass(frozen=True)
 class Variable:
-    """A physical quantity. `period_hours` > 0 marks an accumulation over the hours up to the valid time."""
+    """A physical quantity. `period_hours` > 0 marks an accumulation over the hours up to the valid time.
+
+    `may_miss`: NaN is no error but a place without a value, as beyond the reach of radars.
+    """
 
     name: str
     long_name: str
@@ -63,6 +66,7 @@ class Variable:
     period_hours: int = 0
     is_vector: bool = False
     is_smooth: bool = True
+    may_miss: bool = False
     minimum: float | None = None
     maximum: float | None = None
     derivations: tuple[Derivation, ...] = ()
@@ -276,6 +280,11 @@ _DEFINITIONS = (
         "ssr6h", "surface net short-wave radiation of the last 6 hours", "surface_net_downward_shortwave_flux",
         "J m-2", 176, (_grib2(0, 4, 9, SURFACE), _ecmwf1(128, 176, SURFACE)), (-1e6, 4e7), period_hours=6,
         is_smooth=False, minimum=0.0, aliases=("ssr",),
+    ),
+    Variable(
+        "rare", "radar reflectivity", "equivalent_reflectivity_factor", "dBZ", 231066,
+        (_grib2(0, 16, 4, ENTIRE_ATMOSPHERE),), (-35.0, 95.0), is_smooth=False, may_miss=True,
+        aliases=("reflectivity",),
     ),
 )  # fmt: skip
 

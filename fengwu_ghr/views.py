@@ -65,7 +65,7 @@ def write_map(
         initial_time = asked or store.plan.initial_times[0]
         values = store.read(wanted, initial_time, lead)
         caption = Caption(wanted, initial_time, lead, model_name(store, initial_time))
-        draw_map(values, store.plan.grid, caption, output=output)
+        draw_map(values, store.plan.latlon, caption, output=output)
     return output
 
 

@@ -41,6 +41,7 @@ NETWORK = (
     "onnx_export",
     "engine",
     "training",
+    "nowcast",
 )
 FENCES = {
     "eccodes": ("grib",),
@@ -56,15 +57,27 @@ FENCES = {
     "jax": ("training.harmonics", "training.simulator"),
     "jcm": ("training.simulator",),
     "dinosaur": ("training.harmonics", "training.simulator"),
-    "matplotlib": ("plot", "training.pictures", "training.record"),
+    "matplotlib": ("plot", "training.pictures", "training.record", "nowcast.pictures"),
     "mpl_toolkits": ("shores",),
     "pdbufr": ("grib",),
     "distributed": ("verify", "hindcast"),
     "dask_jobqueue": ("hindcast",),
-    "typer": ("options", "cli", "model_verbs", "training_verbs", "verification_verbs", "hindcast_verbs"),
-    # Never: pickles run code; a second PROJ library beside the one of ecCodes crashes the process.
+    "typer": (
+        "options",
+        "cli",
+        "model_verbs",
+        "training_verbs",
+        "verification_verbs",
+        "hindcast_verbs",
+        "nowcast_verbs",
+    ),
+    "pysteps": ("nowcast.pysteps_child",),
+    "h5py": ("nowcast.pysteps_child",),
+    "pygrib": ("nowcast.pysteps_child",),
+    "rasterio": ("nowcast.pysteps_child",),
+    # Never: pickles run code; a second PROJ library beside the one of ecCodes crashes the process (the child has none).
     "pickle": (),
-    "pyproj": (),
+    "pyproj": ("nowcast.pysteps_child",),
     "cartopy": (),
 }
 

@@ -125,7 +125,7 @@ def test_winds_are_the_vectors_and_come_in_pairs() -> None:
 
 def test_what_is_accumulated_or_bounded_is_not_smooth() -> None:
     rough = {name for name, entry in VARIABLES.items() if not entry.is_smooth}
-    assert rough == {"tcc", "tp6h", "ssr6h"}
+    assert rough == {"tcc", "tp6h", "ssr6h", "rare"}
     assert {name for name, entry in VARIABLES.items() if entry.is_accumulated} == {"tp6h", "ssr6h"}
 
 

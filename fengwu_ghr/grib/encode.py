@@ -28,7 +28,9 @@ from jaxtyping import Float, Float32, Float64
 from fengwu_ghr.durable import flush, make_folder, writing
 from fengwu_ghr.errors import ConformanceError
 from fengwu_ghr.grib.header import HOUR, Handle, grid_keys, in_units, parameter_keys, time_keys
+from fengwu_ghr.grib.plane import plane_keys
 from fengwu_ghr.grid import LatLonGrid
+from fengwu_ghr.projected_grid import ProjectedGrid, RadarGrid
 from fengwu_ghr.variables import VARIABLES, Channel, Coding
 
 PACKINGS = ("grid_ccsds", "grid_simple")
@@ -87,10 +89,10 @@ class GribEncoding:
 class GribEncoder:
     """Turns fields on one grid into GRIB2 messages. Threads share it: it holds bytes only, handles live in a call.
 
-    Raises ConformanceError for a grid that is not evenly spaced in microdegrees.
+    Raises ConformanceError for a grid that is not evenly spaced in microdegrees, or whose projection GRIB has not.
     """
 
-    def __init__(self, grid: LatLonGrid, encoding: GribEncoding = GribEncoding()) -> None:
+    def __init__(self, grid: RadarGrid, encoding: GribEncoding = GribEncoding()) -> None:
         self.grid, self.encoding = grid, encoding
         self._templates = {
             is_accumulated: _template(grid, encoding, number)
@@ -113,6 +115,8 @@ class GribEncoder:
         """
         if values.shape != self.grid.shape:
             raise ValueError(f"a field on {self.grid} has the shape {self.grid.shape}; got {values.shape}")
+        if isinstance(self.grid, ProjectedGrid):
+            values = values[::-1]  # rows from the south: ecCodes finds the places of no other order
         missing = _missing(channel, values)
         coded = _coded(values, missing, channel.definition.encoding)
         keys = parameter_keys(channel) | time_keys(channel, initial_time, lead)
@@ -202,7 +206,7 @@ def check_templates(
             pass
 
 
-def _template(grid: LatLonGrid, encoding: GribEncoding, number: int) -> bytes:
+def _template(grid: RadarGrid, encoding: GribEncoding, number: int) -> bytes:
     """A message with everything that all fields of one kind have in common."""
     with Handle(eccodes.codes_grib_new_from_samples("regular_ll_sfc_grib2")) as handle:
         handle.set(
@@ -221,7 +225,7 @@ def _template(grid: LatLonGrid, encoding: GribEncoding, number: int) -> bytes:
                 "hoursAfterDataCutoff": None,
                 "minutesAfterDataCutoff": None,
                 "packingType": encoding.packing.kind,
-                **grid_keys(grid),
+                **(plane_keys(grid) if isinstance(grid, ProjectedGrid) else grid_keys(grid)),
             }
         )
         message: bytes = eccodes.codes_get_message(handle.id)

@@ -96,6 +96,12 @@ def false_alarm_rate(dated: Sums) -> Float64[np.ndarray, "*axes"]:
     return _quotient(t.b, t.b + t.d)
 
 
+def false_alarm_ratio(dated: Sums) -> Float64[np.ndarray, "*axes"]:
+    """b / (a + b): which part of what was forecast did not come."""
+    t = _Table.of(dated)
+    return _quotient(t.b, t.a + t.b)
+
+
 def sedi(dated: Sums) -> Float64[np.ndarray, "*axes"]:
     """(ln F - ln H - ln(1 - F) + ln(1 - H)) / (ln F + ln H + ln(1 - F) + ln(1 - H)).
 

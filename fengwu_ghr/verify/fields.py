@@ -122,7 +122,7 @@ class RunForecasts:
 
     @property
     def grid(self) -> LatLonGrid:
-        return self.stores[0].plan.grid
+        return self.stores[0].plan.latlon
 
     @cached_property
     def channels(self) -> tuple[Channel, ...]:

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from fengwu_ghr.grid import LatLonGrid
+from fengwu_ghr.projected_grid import EARTH_RADIUS_KM
 from fengwu_ghr.verify.regions import Regions
 from fengwu_ghr.verify.statistics import Sums, field_sums
 
-EARTH_RADIUS_KM = 6371.229
 FRACTIONS = ("squared_difference", "squared_fractions")
 
 

@@ -1,0 +1,1 @@
+"""Nowcasts: radar echoes over the next two hours."""
