@@ -89,6 +89,17 @@ def error_bound(
     return (log_terms.logsumexp(-1) - lse).exp() * (1 + _SLACK)
 
 
+def rounding(
+    q: Float[Tensor, "head share dim"], norms: Float[Tensor, "head 2"]
+) -> Float[Tensor, "head share"]:
+    """The most that float arithmetic is taken to add to an output, given the largest norms of keys and values.
+
+    A logit is rounded in proportion to s |q| |k|, and a weight as its logit.
+    """
+    logits = q.norm(dim=-1) * q.shape[-1] ** -0.5 * norms[:, :1]
+    return 4 * torch.finfo(q.dtype).eps * (1 + logits) * norms[:, 1:]
+
+
 def _spread_of_head(head: int, keys: Tensor, values: Tensor, index: WaveIndex) -> tuple[Tensor, ...]:
     count, dim = index.clusters, keys.shape[-1]
     direction = keys.new_zeros(count, dim)

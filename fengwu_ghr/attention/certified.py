@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from fengwu_ghr.attention.certificate import contributions, error_bound
+from fengwu_ghr.attention.certificate import contributions, error_bound, rounding
 from fengwu_ghr.attention.partial import Part, merge
 from fengwu_ghr.attention.wave import WaveAttention, cluster_scores, estimate
 
@@ -21,8 +21,8 @@ _WORTHWHILE = 0.5
 class Certified:
     """Outputs, the most that each can be off by, and what it took.
 
-    `bound` is relative to the norm of the exact output, 0 where a head fell back to full attention (`fell_back`);
-    `retrieved` is the share of its tokens that a head read.
+    `bound` is relative to the norm of the exact output; where a head fell back to full attention (`fell_back`) only
+    rounding is left of it. `retrieved` is the share of its clustered tokens that a head read.
     """
 
     out: Float[Tensor, "head share dim"]
@@ -34,8 +34,7 @@ class Certified:
 def decode_certified(wave: WaveAttention, q: Float[Tensor, "head share dim"], *, max_error: float) -> Certified:
     """The attention of these queries, each within `max_error` of the exact output, as a share of its norm.
 
-    The bound is in exact arithmetic with slack for the rounding of its own terms; the output carries the rounding of
-    float32 as any attention does. Raises ValueError where the settings measure no spread (`certify`).
+    An error below what rounding allows is full attention. Raises ValueError where the settings measure no spread.
     """
     if max_error < 0:
         raise ValueError(f"an error is 0 or more; got {max_error}")
@@ -43,8 +42,10 @@ def decode_certified(wave: WaveAttention, q: Float[Tensor, "head share dim"], *,
         raise ValueError("a certificate needs the spread of the clusters: set `certify` in the settings")
     wave.check(q)
     with wave.lock:
-        if wave.index is None or wave.spread is None:
+        if wave.index is None:
             return _exact(wave, q)
+        if wave.spread is None:
+            raise ValueError("the spread of these clusters is not known: they came ready, with a store of their own")
         return _search(wave, q, max_error)
 
 
@@ -60,8 +61,8 @@ def _search(wave: WaveAttention, q: Tensor, max_error: float) -> Certified:
         out, lse = merge(exact, estimate(scores, index, among=~retrieved))
         terms = contributions(q, index, spread, scores, out)
         terms = terms.masked_fill(retrieved.unsqueeze(1), -torch.inf)
-        bound = _relative(error_bound(terms, lse), out)
-        open_ = (bound > max_error).any(1)
+        bound = _relative(error_bound(terms, lse) + rounding(q, wave.norms), out)
+        open_ = (bound > max_error).any(1) & ~fell_back
         if not bool(open_.any()):
             share = (index.sizes * retrieved).sum(1) / index.sizes.sum(1)
             return Certified(out, bound, share, fell_back)
@@ -99,10 +100,11 @@ def _wanted(
 def _relative(bound: Tensor, out: Tensor) -> Tensor:
     """Of the exact output, whose norm is at least that of the estimate less the bound; inf where that says nothing."""
     least = out.norm(dim=-1) - bound
-    return torch.where(bound == 0, 0.0, torch.where(least > 0, bound / least, torch.inf))
+    return torch.where(least > 0, bound / least, torch.inf)
 
 
 def _exact(wave: WaveAttention, q: Tensor) -> Certified:
     out = wave.steady(q)[0]
     heads = q.shape[0]
-    return Certified(out, q.new_zeros(q.shape[:2]), q.new_ones(heads), torch.zeros(heads, dtype=torch.bool))
+    bound = _relative(rounding(q, wave.norms), out)
+    return Certified(out, bound, q.new_ones(heads), torch.ones(heads, dtype=torch.bool, device=q.device))

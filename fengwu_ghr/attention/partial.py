@@ -33,9 +33,12 @@ def attend_part(
 
 
 def attend_scores(scores: Float[Tensor, "*batch query key"], v: Float[Tensor, "*batch key dim"]) -> Part:
-    """softmax(scores) v and its lse."""
+    """softmax(scores) v and its lse. Without gradients the scores are used up: nothing as large is made."""
     top = scores.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
-    weights = (scores - top).exp()
+    if torch.is_grad_enabled() and scores.requires_grad:
+        weights = (scores - top).exp()
+    else:
+        weights = scores.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True)
     out = (weights @ v) / total.clamp_min(torch.finfo(scores.dtype).tiny)
     return out, (top + total.log()).squeeze(-1)

@@ -16,7 +16,14 @@ from torch import Tensor
 from fengwu_ghr.attention.certificate import Spread, measure_spread
 from fengwu_ghr.attention.partial import Part, attend_part, attend_scores, merge
 from fengwu_ghr.attention.wave_buffer import BufferReport, Policy, WaveBuffer
-from fengwu_ghr.attention.wave_index import Clustering, WaveIndex, build_index, check_finite, index_of
+from fengwu_ghr.attention.wave_index import (
+    Clustering,
+    WaveIndex,
+    build_index,
+    check_finite,
+    key_variance,
+    mean_scores,
+)
 from fengwu_ghr.attention.wave_store import MemoryStore, Store
 
 
@@ -68,21 +75,8 @@ class WaveSettings:
 def cluster_scores(
     q: Float[Tensor, "head share dim"], index: WaveIndex, variance: Float[Tensor, "head cluster dim"] | None = None
 ) -> Float[Tensor, "head share cluster"]:
-    """Logits of one token at each cluster's mean, s q·mean; those of empty clusters are -inf.
-
-    With the variance of the keys of each cluster, the second-order correction is added.
-    """
-    scale = q.shape[-1] ** -0.5
-    scores = q @ index.means.transpose(1, 2) * scale
-    if variance is not None:
-        scores = scores + (0.5 * scale**2 * q.square() @ variance.transpose(1, 2)).clamp_max(4.0)
-    return scores.masked_fill_((index.sizes == 0).unsqueeze(1), -torch.inf)
-
-
-def key_variance(keys: Float[Tensor, "head token dim"], index: WaveIndex) -> Float[Tensor, "head cluster dim"]:
-    """The variance of each component of the keys in each cluster."""
-    centred = keys - index.means.gather(1, index.labels().unsqueeze(-1).expand_as(keys))
-    return index_of(centred.square(), keys, index.labels(), index.clusters).means
+    """Logits of one token of each cluster; those of empty clusters are -inf. With variances, to the second order."""
+    return mean_scores(q, index.means, variance).masked_fill_((index.sizes == 0).unsqueeze(1), -torch.inf)
 
 
 def ranked(
@@ -135,8 +129,10 @@ class WaveAttention:
         self._cache_blocks, self._policy = cache_blocks, policy
         self.index, self.buffer = index, None
         self.spread: Spread | None = None
+        self.norms = keys.new_zeros(keys.shape[0], 2)
         self._variance: Tensor | None = None
         self._counts = (0, 0)
+        self._note_norms(keys, values)
         if index is not None and store is not None:
             self._adopt(index, store)
             self._steady = torch.cat([keys, values], -1)
@@ -164,6 +160,7 @@ class WaveAttention:
         with self.lock:
             self._steady = torch.cat([self._steady, torch.cat([keys, values], -1)], 1)
             self.tokens += keys.shape[1]
+            self._note_norms(keys, values)
             s = self.settings
             while self._steady.shape[1] >= s.sink + s.recent + s.update:
                 self._absorb(s.update)
@@ -239,6 +236,12 @@ class WaveAttention:
         self.buffer.append(records, later.sizes)
         self.index = self.index.followed_by(later)
         self._count(later.clusters)
+
+    def _note_norms(self, keys: Tensor, values: Tensor) -> None:
+        """The largest norms of keys and values so far, by head."""
+        if keys.shape[1]:
+            new = torch.stack([part.norm(dim=-1).amax(1) for part in (keys, values)], 1)
+            self.norms = torch.maximum(self.norms, new)
 
     def _measure(self, records: Tensor, index: WaveIndex) -> None:
         """What the settings ask to be known of new clusters, beside their means."""

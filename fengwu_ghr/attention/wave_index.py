@@ -16,6 +16,9 @@ from torch import Tensor
 
 LastPass = Literal["global", "segment"]
 
+_SECOND_ORDER_MOST = 4.0
+"""Beyond it the second order says more than it knows: without a bound one cluster far away could take all weight."""
+
 _SCORES_AT_ONCE = 1 << 21
 """Scores that are held while tokens look for their nearest centroid: they stay in the cache of a core or two."""
 
@@ -132,11 +135,36 @@ def index_of(
     clusters: int,
 ) -> WaveIndex:
     """The index of clusters that are known; gradients reach keys and values, not the labels."""
-    heads, tokens = labels.shape
-    flat = labels + clusters * torch.arange(heads, device=labels.device).unsqueeze(1)
+    heads = len(labels)
+    flat = _flat(labels, clusters)
     sizes = torch.bincount(flat.flatten(), minlength=heads * clusters).view(heads, clusters)
     means = _sums(keys, flat, clusters) / sizes.clamp_min(1).unsqueeze(-1)
     return WaveIndex(means, _sums(values, flat, clusters), sizes, labels.argsort(dim=1, stable=True))
+
+
+def mean_scores(
+    q: Float[Tensor, "*batch query dim"],
+    means: Float[Tensor, "*batch cluster dim"],
+    variance: Float[Tensor, "*batch cluster dim"] | None = None,
+) -> Float[Tensor, "*batch query cluster"]:
+    """Logits s q·mean, s = 1/√d, of one token at the mean of its cluster: at most their average over it (Jensen).
+
+    With the variance of each component of its keys, min(s² Σ q_d² var_d / 2, 4) is added: the logarithm of that average
+    to the second order, were the components independent. It is closer, and no longer on one side.
+    """
+    scale = q.shape[-1] ** -0.5
+    scores = (scale * q) @ means.transpose(-2, -1)
+    if variance is None:
+        return scores
+    return scores + ((0.5 * scale**2) * q.square() @ variance.transpose(-2, -1)).clamp_max(_SECOND_ORDER_MOST)
+
+
+def key_variance(keys: Float[Tensor, "head token dim"], index: WaveIndex) -> Float[Tensor, "head cluster dim"]:
+    """The variance of each component of the keys in each cluster."""
+    labels = index.labels().expand(len(keys), -1)
+    centred = keys - index.means.gather(1, labels.unsqueeze(-1).expand_as(keys))
+    sums = _sums(centred.square(), _flat(labels, index.clusters), index.clusters)
+    return sums / index.sizes.clamp_min(1).unsqueeze(-1)
 
 
 def cluster_labels(
@@ -194,6 +222,11 @@ def check_finite(*tensors: Tensor) -> None:
             raise ValueError(f"keys and values must be finite; {int(bad.sum())} are not, the first at {where}")
 
 
+def _flat(labels: Int64[Tensor, "head token"], clusters: int) -> Int64[Tensor, "head token"]:
+    """Labels that count on from head to head."""
+    return labels + clusters * torch.arange(len(labels), device=labels.device).unsqueeze(1)
+
+
 def _even(points: Tensor, number: int) -> Tensor:
     """Points at even distances: the middles of `number` equal runs."""
     tokens = points.shape[1]
@@ -205,9 +238,8 @@ def _refined(
     points: Float[Tensor, "group token dim"], centroids: Float[Tensor, "group cluster dim"]
 ) -> Float[Tensor, "group cluster dim"]:
     """The unit mean of the points nearest to each centroid; a centroid that has none stays."""
-    groups, clusters, _ = centroids.shape
-    flat = _nearest(points, centroids) + clusters * torch.arange(groups, device=points.device).unsqueeze(1)
-    sums = _sums(points, flat, clusters)
+    clusters = centroids.shape[1]
+    sums = _sums(points, _flat(_nearest(points, centroids), clusters), clusters)
     length = sums.norm(dim=-1, keepdim=True)
     return torch.where(length > 0, sums / length.clamp_min(torch.finfo(sums.dtype).tiny), centroids)
 
