@@ -7,7 +7,7 @@ attended to exactly, the others by their means, `size * exp(s q·mean)`. After R
 
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Self
+
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -141,7 +141,7 @@ class WaveAttention:
         self.tokens = self._steady.shape[1] + (self.index.tokens if self.index else 0)
 
     @classmethod
-    def empty(cls, *, heads: int, dim: int, settings: WaveSettings = WaveSettings()) -> Self:
+    def empty(cls, *, heads: int, dim: int, settings: WaveSettings = WaveSettings()) -> "WaveAttention":
         nothing = torch.zeros(heads, 0, dim)
         return cls(nothing, nothing, settings)
 
@@ -195,7 +195,7 @@ class WaveAttention:
         return self._exact(q, records, bias.to(q).unsqueeze(1))
 
     def _estimate(
-        self, scores: Tensor, retrieved: Int64[Tensor, "head rank"], estimated: Int64[Tensor, "head rank"]
+        self, scores: Tensor, retrieved: Int64[Tensor, "head rank"], estimated: Int64[Tensor, "head next"]
     ) -> Part:
         assert self.index is not None
         among = torch.ones_like(self.index.sizes, dtype=torch.bool)

@@ -41,8 +41,8 @@ class BufferReport:
 
     @property
     def overlap(self) -> float:
-        """The share of the updates that nobody waited for."""
-        return 1 - self.waited_seconds / self.update_seconds if self.update_seconds else 1.0
+        """The share of the updates that nobody waited for; 0 where waking up takes longer than updating."""
+        return max(1 - self.waited_seconds / self.update_seconds, 0.0) if self.update_seconds else 1.0
 
 
 class BlockCache:
@@ -115,9 +115,9 @@ class BlockCache:
         kept = best[needs[best].cumsum() <= self.blocks]
         stays = np.zeros(len(resident), bool)
         stays[kept] = True
-        for cluster in there[~stays[there]]:
+        for cluster in there[~stays[there]].tolist():
             self._release(head, cluster)
-        for cluster in missing[stays[missing]]:
+        for cluster in missing[stays[missing]].tolist():
             self._take(head, cluster)
         return np.isin(asked, missing) & stays[asked]
 

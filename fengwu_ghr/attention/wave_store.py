@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -74,30 +73,6 @@ class Runs:
         return self.spread(self.head * self.width + self.place) + self.within()
 
 
-class Store(Protocol):
-    """Records by head and token, in cluster order."""
-
-    @property
-    def heads(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def record(self) -> int:
-        """Numbers in a record: a key and a value."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def gather(self, runs: Runs, out: Float[Tensor, "row record"]) -> None:
-        """The records of these runs stand in their places of a buffer, heads one after the other."""
-        ...
-
-    def append(self, records: Float[Tensor, "head token record"]) -> None:
-        """These records stand behind all others."""
-        ...
-
-
 class MemoryStore:
     """Records in host memory, pinned where they are on their way to a GPU."""
 
@@ -108,6 +83,7 @@ class MemoryStore:
         self.heads, self.record, self.dtype = records.shape[0], records.shape[2], records.dtype
 
     def gather(self, runs: Runs, out: Float[Tensor, "row record"]) -> None:
+        """The records of these runs stand in their places of a buffer, heads one after the other."""
         rows = runs.spread(runs.head * self.records.shape[1] + runs.start) + runs.within()
         source, targets = self.records.flatten(0, 1), torch.from_numpy(runs.targets())
         if out.device.type == "cpu" and len(runs.counts) == self.heads and runs.tokens == runs.counts.sum():
@@ -119,6 +95,7 @@ class MemoryStore:
             out.index_copy_(0, targets.to(out.device), some.to(out.device))
 
     def append(self, records: Float[Tensor, "head token record"]) -> None:
+        """These records stand behind all others."""
         end = self.tokens + records.shape[1]
         if end > self.records.shape[1]:
             grown = self.records.new_zeros(self.heads, max(end, self.tokens * 5 // 4), self.record)
@@ -202,3 +179,7 @@ class FileStore:
     def close(self) -> None:
         self._readers.shutdown()
         os.close(self._file)
+
+
+Store = MemoryStore | FileStore
+"""Both hold `tokens` records of `record` numbers (a key, a value) for each of `heads`, in cluster order."""
