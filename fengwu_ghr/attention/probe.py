@@ -34,8 +34,10 @@ def make_context(
 ) -> Context:
     """A context of this kind, the same for the same seed. Fields take a square number of tokens (ValueError).
 
-    `field` lists its tokens row by row, `tiles` in 16 x 16 tiles.
+    `field` lists its tokens row by row, `tiles` in 16 x 16 tiles. Logits of alike tokens are the same at every width.
     """
+    if kind != "iid":
+        gain *= (64 / dim) ** 0.5
     g = torch.Generator().manual_seed(seed)
     if kind == "iid":
         keys, values = (torch.randn(heads, tokens, dim, generator=g) for _ in range(2))

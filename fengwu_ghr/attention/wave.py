@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fengwu_ghr.attention.certificate import Spread, measure_spread
-from fengwu_ghr.attention.partial import Part, attend_part, attend_scores, merge
+from fengwu_ghr.attention.partial import Part, attend_part, merge, mix
 from fengwu_ghr.attention.wave_buffer import BufferReport, Policy, WaveBuffer
 from fengwu_ghr.attention.wave_index import (
     Clustering,
@@ -94,10 +94,12 @@ def estimate(
 
     Z = Σ size exp(score), o = Σ exp(score) value_sum / Z: the sum holds the size already.
     """
-    logits = scores + index.log_sizes.unsqueeze(1)
-    if among is not None:
-        logits = logits.masked_fill(~among.unsqueeze(1), -torch.inf)
-    return attend_scores(logits, index.value_means)
+    scores = scores if among is None else scores.masked_fill(~among.unsqueeze(1), -torch.inf)
+    top = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
+    weights = (scores - top).exp()
+    total = (weights * index.sizes.unsqueeze(1)).sum(-1, keepdim=True)
+    out = mix(weights, index.value_sums) / total.clamp_min(torch.finfo(scores.dtype).tiny)
+    return out, (top + total.log()).squeeze(-1)
 
 
 class WaveAttention:

@@ -6,6 +6,7 @@ start from keys at even distances, ties go to the first.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import lcm
 from typing import Literal
 
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from fengwu_ghr.attention.partial import products
 
 LastPass = Literal["global", "segment"]
 
@@ -72,16 +75,16 @@ class WaveIndex:
     def tokens(self) -> int:
         return self.order.shape[1]
 
-    @property
+    @cached_property
     def offsets(self) -> Int64[Tensor, "head edge"]:
         return F.pad(self.sizes.cumsum(1), (1, 0))
 
-    @property
+    @cached_property
     def log_sizes(self) -> Float[Tensor, "head cluster"]:
         """-inf where a cluster is empty."""
         return self.sizes.to(self.means.dtype).log()
 
-    @property
+    @cached_property
     def value_means(self) -> Float[Tensor, "head cluster dim"]:
         return self.value_sums / self.sizes.clamp_min(1).unsqueeze(-1)
 
@@ -153,10 +156,10 @@ def mean_scores(
     to the second order, were the components independent. It is closer, and no longer on one side.
     """
     scale = q.shape[-1] ** -0.5
-    scores = (scale * q) @ means.transpose(-2, -1)
+    scores = products(scale * q, means)
     if variance is None:
         return scores
-    return scores + ((0.5 * scale**2) * q.square() @ variance.transpose(-2, -1)).clamp_max(_SECOND_ORDER_MOST)
+    return scores + products(0.5 * scale**2 * q.square(), variance).clamp_max(_SECOND_ORDER_MOST)
 
 
 def key_variance(keys: Float[Tensor, "head token dim"], index: WaveIndex) -> Float[Tensor, "head cluster dim"]:
