@@ -126,7 +126,7 @@ def test_clusters_that_come_later_are_found(store: Store, cache_blocks: int) -> 
 def test_a_file_of_another_length_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "kv.bin"
     FileStore.create(path, iter(records()), count=HEADS).close()
-    with pytest.raises(ValueError, match="has 1968 bytes; .* has 1920"):
+    with pytest.raises(ValueError, match=r"has 1968 bytes; .* has 1920"):
         FileStore(path, heads=HEADS, tokens=41, record=RECORD)
     store = FileStore(path, heads=HEADS, tokens=40, record=RECORD)
     store.forget()

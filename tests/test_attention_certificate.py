@@ -16,7 +16,15 @@ from fengwu_ghr.attention.probe import Context, make_context
 from fengwu_ghr.attention.wave import WaveAttention, WaveSettings, cluster_scores, estimate
 from fengwu_ghr.attention.wave_index import WaveIndex, build_index, co_located, index_of
 
-KINDS = [("iid", 1.0), ("iid", 3.0), ("topics", 0.5), ("topics", 1.0), ("field", 1.0), ("field", 2.0), ("nine", 2.0)]
+KINDS = [
+    ("iid", 1.0),
+    ("iid", 3.0),
+    ("topics", 0.5),
+    ("topics", 1.0),
+    ("field", 1.0),
+    ("field", 2.0),
+    ("nine", 2.0),
+]
 
 
 def indexed(kind: str, gain: float, seed: int) -> tuple[Context, WaveIndex]:
@@ -91,7 +99,9 @@ def test_what_is_certified_holds(kind: str, gain: float, max_error: float) -> No
     truth = exact(c)
     for place in range(0, 6, 2):  # a group of two
         found = decode_certified(wave, c.queries[:, place : place + 2], max_error=max_error)
-        off = (found.out - truth[:, place : place + 2]).norm(dim=-1) / truth[:, place : place + 2].norm(dim=-1)
+        off = (found.out - truth[:, place : place + 2]).norm(dim=-1) / truth[:, place : place + 2].norm(
+            dim=-1
+        )
         assert (off <= found.bound).all()
         assert (found.bound <= max_error).all()
         assert (found.retrieved[found.fell_back] == 1).all()
@@ -115,7 +125,9 @@ def test_a_context_that_grows_stays_certified() -> None:
 
 def test_without_clusters_only_rounding_is_left() -> None:
     c = make_context("iid", tokens=500, dim=32, queries=4)
-    found = decode_certified(WaveAttention(c.keys, c.values, WaveSettings(certify=True)), c.queries, max_error=0.0)
+    found = decode_certified(
+        WaveAttention(c.keys, c.values, WaveSettings(certify=True)), c.queries, max_error=0.0
+    )
     assert found.fell_back.all()
     assert (found.bound < 2e-4).all()
 

@@ -21,7 +21,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("tokens", "segments", "clusters"), [(131072, 16, 8192), (1024, 1, 64), (16316, 2, 1016)])
+@pytest.mark.parametrize(
+    ("tokens", "segments", "clusters"), [(131072, 16, 8192), (1024, 1, 64), (16316, 2, 1016)]
+)
 def test_sizes_are_those_of_the_published_code(tokens: int, segments: int, clusters: int) -> None:
     assert (Clustering().segments(tokens), Clustering().clusters(tokens)) == (segments, clusters)
 
@@ -72,14 +74,14 @@ def test_a_warm_start_goes_on_where_the_last_ended() -> None:
     context = make_context("topics", tokens=4096, dim=32)
     moved = context.keys + 0.05 * random(*context.keys.shape)
     old = build_index(context.keys, context.values)
-    errors = []
-    for index in (
+    indices = (
         build_index(moved, context.values, Clustering(iterations=1), start=old.means),
         build_index(moved, context.values, Clustering(iterations=1)),
         build_index(moved, context.values),
-    ):
-        errors.append(float((moved[0] - index.means[0, index.labels()[0]]).square().mean()))
-    warm, cold, converged = errors
+    )
+    warm, cold, converged = (
+        float((moved[0] - index.means[0, index.labels()[0]]).square().mean()) for index in indices
+    )
     assert warm < 1.1 * converged < cold
 
 

@@ -10,7 +10,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fengwu_ghr.attention.partial import attend_part, attend_scores, merge
 from fengwu_ghr.attention.probe import make_context
-from fengwu_ghr.attention.wave import WaveAttention, WaveSettings, cluster_scores, estimate, group_queries, ranked
+from fengwu_ghr.attention.wave import (
+    WaveAttention,
+    WaveSettings,
+    cluster_scores,
+    estimate,
+    group_queries,
+    ranked,
+)
 from fengwu_ghr.attention.wave_index import Clustering, build_index, co_located, index_of
 from fengwu_ghr.attention.wave_store import FileStore, MemoryStore
 
@@ -133,11 +140,14 @@ def test_results_are_the_same_bits_with_and_without_a_cache(where: str, tmp_path
     assert plain.index is not None
     for blocks in (1, 20, 1000):
         records = torch.cat([context.keys, context.values], -1)[:, 4:-64][:, plain.index.order[0]]
-        store = MemoryStore(records) if where == "memory" else FileStore.create(
-            tmp_path / f"{blocks}.bin", iter(records), count=1
+        store = (
+            MemoryStore(records)
+            if where == "memory"
+            else FileStore.create(tmp_path / f"{blocks}.bin", iter(records), count=1)
         )
-        ends = torch.cat([context.keys[:, :4], context.keys[:, -64:]], 1), torch.cat(
-            [context.values[:, :4], context.values[:, -64:]], 1
+        ends = (
+            torch.cat([context.keys[:, :4], context.keys[:, -64:]], 1),
+            torch.cat([context.values[:, :4], context.values[:, -64:]], 1),
         )
         cached = WaveAttention(*ends, store=store, index=plain.index, cache_blocks=blocks)
         for query in context.queries.split(1, 1):
@@ -204,7 +214,7 @@ def test_bad_input_is_refused() -> None:
         wave.append(torch.full((2, 1, 16), torch.inf), k[:, :1])
     with pytest.raises(ValueError, match="nothing to attend to"):
         WaveAttention.empty(heads=2, dim=16).decode(random(2, 1, 16))
-    with pytest.raises(ValueError, match="3 heads .* must divide the query heads; got 8"):
+    with pytest.raises(ValueError, match=r"3 heads .* must divide the query heads; got 8"):
         group_queries(random(1, 8, 16), heads=3)
     with pytest.raises(ValueError, match=r"shares from 0 to 1; got retrieval 1.8"):
         WaveSettings(retrieval=1.8)

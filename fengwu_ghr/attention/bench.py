@@ -26,13 +26,13 @@ from fengwu_ghr.attention.wave_store import FileStore, MemoryStore, Store
 Where = Literal["memory", "file"]
 
 SINK, RECENT = 4, 64
-BUDGETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.018, 0.03, 0.05, 0.1, 0.2, 0.4, 0.7)
+BUDGETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.018, 0.03, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Shares of clusters or pages that are tried in turn until one keeps the error."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way of attending: its budget as a share of the tokens, the mean relative error, seconds and bytes a decode."""
+    """One way of attending: budget as a share of the tokens, mean relative error, seconds and bytes of a decode."""
 
     name: str
     budget: float
@@ -60,7 +60,12 @@ class DecodeBench:
     def context(self) -> Context:
         """Queries of one group ask nearly the same, as those of one token do."""
         made = make_context(
-            self.kind, heads=self.heads, tokens=self.tokens, dim=self.dim, queries=self.decodes, gain=self.gain
+            self.kind,
+            heads=self.heads,
+            tokens=self.tokens,
+            dim=self.dim,
+            queries=self.decodes,
+            gain=self.gain,
         )
         near = made.queries.repeat_interleave(self.share, 1)
         g = torch.Generator().manual_seed(2)
@@ -118,8 +123,10 @@ def bench_decode(
     return rows, Build(max(builds), _prefill_seconds(bench, context))
 
 
-def bench_certificate(kind: Kind, gain: float, max_error: float, *, tokens: int = 16384) -> tuple[float, float, float]:
-    """The shares of queries certified without falling back, and of tokens read; seconds over those of full attention."""
+def bench_certificate(
+    kind: Kind, gain: float, max_error: float, *, tokens: int = 16384
+) -> tuple[float, float, float]:
+    """Shares of queries certified without falling back and of tokens read; seconds over those of full attention."""
     context = make_context(kind, tokens=tokens, gain=gain)
     wave = WaveAttention(context.keys, context.values, WaveSettings(certify=True))
     queries = context.queries.split(1, 1)
@@ -192,7 +199,12 @@ def bench_field(
 
 
 def field_index(
-    k: Float[Tensor, "head token dim"], v: Float[Tensor, "head token dim"], *, rows: int, columns: int, cluster: int
+    k: Float[Tensor, "head token dim"],
+    v: Float[Tensor, "head token dim"],
+    *,
+    rows: int,
+    columns: int,
+    cluster: int,
 ) -> WaveIndex:
     """An index of a field, region by region, in three iterations."""
     order = region_order(rows, columns, down=4, across=4)
@@ -204,7 +216,9 @@ def field_index(
 class _stored:
     """A store of keys and values, in the order of an index or of their tokens, for as long as it is wanted."""
 
-    def __init__(self, keys: Tensor, values: Tensor, index: WaveIndex | None, where: Where, folder: Path) -> None:
+    def __init__(
+        self, keys: Tensor, values: Tensor, index: WaveIndex | None, where: Where, folder: Path
+    ) -> None:
         self.path = folder / "kv.bin"
         heads = self._records(keys, values, index)
         if where == "memory":
@@ -250,11 +264,11 @@ def _ends(records: Float[Tensor, "head token record"]) -> Float[Tensor, "head st
 def _prefill_seconds(bench: DecodeBench, context: Context) -> float:
     """Causal attention over the whole context, from the rate of dense attention over a few thousand queries."""
     queries = min(2048, bench.tokens)
-    q, k, v = (x[None, :1, :queries] for x in (context.keys, context.keys, context.values))
+    q = context.keys[None, :1, :queries]
     long = context.keys[None, :1, :16384], context.values[None, :1, :16384]
     seconds = min(_timed(lambda: scaled_dot_product_attention(q, *long)) for _ in range(2))
     pairs = bench.tokens * (bench.tokens + 1) / 2 * bench.heads * bench.share
-    return seconds * pairs / (k.shape[2] * long[0].shape[2])
+    return seconds * pairs / (queries * long[0].shape[2])
 
 
 def _streamed(store: Store, steady: Tensor, queries: Sequence[Tensor]) -> Row:
@@ -284,12 +298,12 @@ def _pages(
     seconds = [_timed(lambda q=q: pages.decode(q, count), _forget(store)) for q in queries]
     moved = (pages.buffer.report.bytes_moved - before) / len(queries)
     index = pages.smallest.nbytes + pages.largest.nbytes
-    return Row(f"page retrieval, pages of {page}", budget, error, min(seconds), (moved + index + steady.nbytes) / 1e6)
+    return Row(
+        f"page retrieval, pages of {page}", budget, error, min(seconds), (moved + index + steady.nbytes) / 1e6
+    )
 
 
-def _oracle(
-    bench: DecodeBench, context: Context, queries: Sequence[Tensor], exact: Sequence[Tensor]
-) -> Row:
+def _oracle(bench: DecodeBench, context: Context, queries: Sequence[Tensor], exact: Sequence[Tensor]) -> Row:
     """Without a time: it looks at every key to know which to look at."""
     for budget in BUDGETS:
         count = max(round(budget * bench.tokens), 1)
@@ -318,4 +332,10 @@ def _wave(
     moved = (wave.report.bytes_moved - before) / len(queries)
     meta = index.means.nbytes + index.value_sums.nbytes
     size = round(index.tokens / index.clusters)
-    return Row(f"wave attention, clusters of {size}", budget, error, min(seconds), (moved + meta + steady.nbytes) / 1e6)
+    return Row(
+        f"wave attention, clusters of {size}",
+        budget,
+        error,
+        min(seconds),
+        (moved + meta + steady.nbytes) / 1e6,
+    )

@@ -150,7 +150,9 @@ def _longest_axis(x: Float[Tensor, "cluster member dim"]) -> Float[Tensor, "clus
     return F.normalize(axis, dim=-1)
 
 
-def _top_std(x: Float[Tensor, "cluster member dim"], sizes: Float[Tensor, "cluster 1"]) -> Float[Tensor, "cluster"]:
+def _top_std(
+    x: Float[Tensor, "cluster member dim"], sizes: Float[Tensor, "cluster 1"]
+) -> Float[Tensor, "cluster"]:
     """At least the root of the largest eigenvalue of the covariance.
 
     (tr G⁸)^(1/8) of the Gram matrix is never below its largest eigenvalue, and not above 1.7 times it among sixty equal

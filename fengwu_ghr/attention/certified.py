@@ -31,7 +31,9 @@ class Certified:
     fell_back: Bool[Tensor, "head"]
 
 
-def decode_certified(wave: WaveAttention, q: Float[Tensor, "head share dim"], *, max_error: float) -> Certified:
+def decode_certified(
+    wave: WaveAttention, q: Float[Tensor, "head share dim"], *, max_error: float
+) -> Certified:
     """The attention of these queries, each within `max_error` of the exact output, as a share of its norm.
 
     An error below what rounding allows is full attention. Raises ValueError where the settings measure no spread.
@@ -45,7 +47,9 @@ def decode_certified(wave: WaveAttention, q: Float[Tensor, "head share dim"], *,
         if wave.index is None:
             return _exact(wave, q)
         if wave.spread is None:
-            raise ValueError("the spread of these clusters is not known: they came ready, with a store of their own")
+            raise ValueError(
+                "the spread of these clusters is not known: they came ready, with a store of their own"
+            )
         return _search(wave, q, max_error)
 
 
@@ -74,7 +78,12 @@ def _search(wave: WaveAttention, q: Tensor, max_error: float) -> Certified:
 
 
 def _more(
-    wave: WaveAttention, q: Tensor, exact: Part, terms: Tensor, retrieved: Tensor, wanted: Int64[Tensor, "head"]
+    wave: WaveAttention,
+    q: Tensor,
+    exact: Part,
+    terms: Tensor,
+    retrieved: Tensor,
+    wanted: Int64[Tensor, "head"],
 ) -> tuple[Part, Tensor]:
     """So many more clusters of each head are exact, those of the largest terms."""
     left = int((~retrieved).sum(1).max())

@@ -29,21 +29,21 @@ def attend_part(
     """
     if k.shape[-2] == 0:
         return torch.zeros_like(q), q.new_full(q.shape[:-1], -torch.inf)
-    if q.ndim == 3 and q.device.type == "cpu" and not (torch.is_grad_enabled() and q.requires_grad):
+    learns = torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v))
+    if q.ndim == 3 and q.device.type == "cpu" and not learns:
         return _fused(q, k, v, bias)
-    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    scores = q.shape[-1] ** -0.5 * q @ k.transpose(-2, -1)
     return attend_scores(scores if bias is None else scores + bias, v)
 
 
 def attend_scores(scores: Float[Tensor, "*batch query key"], v: Float[Tensor, "*batch key dim"]) -> Part:
     """softmax(scores) v and its lse. Without gradients the scores are used up: nothing as large is made."""
     top = scores.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
-    if torch.is_grad_enabled() and scores.requires_grad:
-        weights = (scores - top).exp()
-    else:
-        weights = scores.sub_(top).exp_()
-    total = weights.sum(-1, keepdim=True)
-    out = mix(weights, v) / total.clamp_min(torch.finfo(scores.dtype).tiny)
+    learns = torch.is_grad_enabled() and scores.requires_grad
+    weights = (scores - top).exp() if learns else scores.sub_(top).exp_()
+    # With every key left out the lse is the smallest number there is: -inf has no gradient.
+    total = weights.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    out = mix(weights, v) / total
     return out, (top + total.log()).squeeze(-1)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 Kind = Literal["iid", "topics", "field", "tiles"]
 KINDS: tuple[Kind, ...] = ("iid", "topics", "field", "tiles")
 
-_TOPICS, _TOPIC_RUN, _TOPIC_NOISE, _TOPIC_GAIN = 512, 3, 0.3, 2.0
+_TOPICS, _TOPIC_STRETCH, _TOPIC_RUN, _TOPIC_NOISE, _TOPIC_GAIN = 512, 16384, 3, 0.3, 2.0
 _KEY_LENGTH, _VALUE_LENGTH, _VALUE_MEAN = 1.4, 3.0, 0.25
 _TILE = 16
 
@@ -30,7 +30,14 @@ class Context:
 
 
 def make_context(
-    kind: Kind, *, heads: int = 1, tokens: int = 16384, dim: int = 64, queries: int = 64, gain: float = 1.0, seed: int = 1
+    kind: Kind,
+    *,
+    heads: int = 1,
+    tokens: int = 16384,
+    dim: int = 64,
+    queries: int = 64,
+    gain: float = 1.0,
+    seed: int = 1,
 ) -> Context:
     """A context of this kind, the same for the same seed. Fields take a square number of tokens (ValueError).
 
@@ -47,14 +54,16 @@ def make_context(
     return _field(kind, heads, tokens, dim, queries, gain, g)
 
 
-def _topics(
-    heads: int, tokens: int, dim: int, queries: int, gain: float, g: torch.Generator
-) -> Context:
-    """Tokens of topics, in short runs; a topic has a key, a value and noise around both."""
-    runs = -(-tokens // _TOPIC_RUN)
-    subject = torch.randint(_TOPICS, (heads, runs), generator=g).repeat_interleave(_TOPIC_RUN, 1)[:, :tokens]
-    asked = torch.randint(_TOPICS, (heads, queries), generator=g)
-    key, value = (torch.randn(heads, _TOPICS, dim, generator=g) for _ in range(2))
+def _topics(heads: int, tokens: int, dim: int, queries: int, gain: float, g: torch.Generator) -> Context:
+    """Tokens of topics, in short runs; a topic has a key, a value and noise around both.
+
+    Topics are those of a stretch of the text: a longer context has more of them, not more of each.
+    """
+    stretches, runs = -(-tokens // _TOPIC_STRETCH), -(-tokens // _TOPIC_RUN)
+    drawn = torch.randint(_TOPICS, (heads, runs), generator=g).repeat_interleave(_TOPIC_RUN, 1)[:, :tokens]
+    subject = drawn + _TOPICS * (torch.arange(tokens) // _TOPIC_STRETCH)
+    asked = torch.randint(_TOPICS * stretches, (heads, queries), generator=g)
+    key, value = (torch.randn(heads, _TOPICS * stretches, dim, generator=g) for _ in range(2))
 
     def of(centres: Tensor, topics: Tensor) -> Tensor:
         picked = centres.gather(1, topics.unsqueeze(-1).expand(-1, -1, dim))
@@ -69,7 +78,9 @@ def _field(
     """Each component of keys and values is a smooth field of unit variance; queries are keys of the field."""
     side = isqrt(tokens)
     if side * side != tokens or (kind == "tiles" and side % _TILE):
-        raise ValueError(f"a field takes a square number of tokens, tiles a multiple of {_TILE} a side; got {tokens}")
+        raise ValueError(
+            f"a field takes a square number of tokens, tiles a multiple of {_TILE} a side; got {tokens}"
+        )
     keys = smooth(heads * dim, (side, side), _KEY_LENGTH, g).view(heads, dim, tokens).transpose(1, 2)
     values = smooth(heads * dim, (side, side), _VALUE_LENGTH, g).view(heads, dim, tokens).transpose(1, 2)
     values = values + _VALUE_MEAN * torch.randn(heads, 1, dim, generator=g)

@@ -1,4 +1,4 @@
-"""What wave attention is measured against: full attention, streamed or not, and retrieval of pages or of single tokens."""
+"""What wave attention is measured against: full attention, streamed or not; retrieval of pages, of single tokens."""
 
 import torch
 from jaxtyping import Float, Int64

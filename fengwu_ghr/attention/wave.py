@@ -8,7 +8,6 @@ attended to exactly, the others by their means, `size * exp(s q·mean)`. After R
 from dataclasses import dataclass, field
 from threading import Lock
 
-
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -31,11 +30,11 @@ from fengwu_ghr.attention.wave_store import MemoryStore, Store
 class WaveSettings:
     """Budgets and zones; raises ValueError where they make none.
 
-    `retrieval` and `estimation` are shares of the clusters: what ranks first is attended to exactly, what comes next by
-    its means, the rest not at all (1.0 estimates whatever is not retrieved). `by_size` ranks by a cluster's estimated
-    weight, not by that of one token of it. `second_order` adds min(s² Σ q_d² var_d / 2, 4) to a cluster's logit: closer,
-    but no longer a lower bound. `certify` measures the spread of every cluster, which bounds need. Tokens wait in the steady zone until there are `update` of them beyond `recent`; then
-    they become clusters.
+    `retrieval` and `estimation` are shares of the clusters: what ranks first is attended to exactly, what comes next
+    by its means, the rest not at all (1.0 estimates whatever is not retrieved). `by_size` ranks by a cluster's
+    estimated weight, not by that of one token of it. `second_order` corrects logits for the spread of keys: closer,
+    but no longer a lower bound. `certify` measures the spread of every cluster, which bounds need. Tokens wait in the
+    steady zone until there are `update` of them beyond `recent`; then they become clusters.
     """
 
     retrieval: float = 0.018
@@ -73,7 +72,9 @@ class WaveSettings:
 
 
 def cluster_scores(
-    q: Float[Tensor, "head share dim"], index: WaveIndex, variance: Float[Tensor, "head cluster dim"] | None = None
+    q: Float[Tensor, "head share dim"],
+    index: WaveIndex,
+    variance: Float[Tensor, "head cluster dim"] | None = None,
 ) -> Float[Tensor, "head share cluster"]:
     """Logits of one token of each cluster; those of empty clusters are -inf. With variances, to the second order."""
     return mean_scores(q, index.means, variance).masked_fill_((index.sizes == 0).unsqueeze(1), -torch.inf)
@@ -88,7 +89,10 @@ def ranked(
 
 
 def estimate(
-    scores: Float[Tensor, "head share cluster"], index: WaveIndex, *, among: Bool[Tensor, "head cluster"] | None
+    scores: Float[Tensor, "head share cluster"],
+    index: WaveIndex,
+    *,
+    among: Bool[Tensor, "head cluster"] | None,
 ) -> Part:
     """The part of the clusters that `among` names (None: all), each by its mean.
 
@@ -157,7 +161,7 @@ class WaveAttention:
         return self._counts
 
     def append(self, keys: Float[Tensor, "head token dim"], values: Float[Tensor, "head token dim"]) -> None:
-        """The context goes on with these tokens. Every `update` of them become clusters; older clusters never change."""
+        """The context goes on with these tokens. Every `update` of them become clusters; older ones never change."""
         check_finite(keys, values)
         with self.lock:
             self._steady = torch.cat([self._steady, torch.cat([keys, values], -1)], 1)
@@ -205,7 +209,9 @@ class WaveAttention:
             among = torch.zeros_like(among).scatter_(1, estimated, True)
         return estimate(scores, self.index, among=among.scatter_(1, retrieved, False))
 
-    def _exact(self, q: Tensor, records: Float[Tensor, "head slot record"], bias: Tensor | None = None) -> Part:
+    def _exact(
+        self, q: Tensor, records: Float[Tensor, "head slot record"], bias: Tensor | None = None
+    ) -> Part:
         keys, values = records.to(q).split(q.shape[-1], dim=-1)
         return attend_part(q, keys, values, bias)
 
@@ -258,7 +264,11 @@ class WaveAttention:
     def _adopt(self, index: WaveIndex, store: Store) -> None:
         self.index = index
         self.buffer = WaveBuffer(
-            store, index.sizes, cache_blocks=self._cache_blocks, policy=self._policy, device=index.means.device
+            store,
+            index.sizes,
+            cache_blocks=self._cache_blocks,
+            policy=self._policy,
+            device=index.means.device,
         )
         self._count(index.clusters)
 

@@ -48,8 +48,8 @@ class BufferReport:
 class BlockCache:
     """Blocks of `PAGE` records in fast memory, the same number for each head; clusters come and go whole.
 
-    A cluster has a priority; the cache holds those of the highest, in order, as far as they fit. With `lru` that is when
-    it was last asked for, the better rank later; with a known future how soon it is asked for again.
+    A cluster has a priority; the cache holds those of the highest, in order, as far as they fit. With `lru` that is
+    when it was last asked for, the better rank later; with a known future how soon it is asked for again.
     """
 
     def __init__(self, sizes: Int64[np.ndarray, "head cluster"], *, blocks: int, like: Tensor) -> None:
@@ -103,9 +103,7 @@ class BlockCache:
             device = flat.device
             flat.index_copy_(0, targets.to(device), buffer.index_select(0, sources.to(device)))
 
-    def _choose(
-        self, head: int, asked: Int64[np.ndarray, "rank"]
-    ) -> Bool[np.ndarray, "rank"]:
+    def _choose(self, head: int, asked: Int64[np.ndarray, "rank"]) -> Bool[np.ndarray, "rank"]:
         """Evicts what must go; says which of the asked come in, and gives them blocks."""
         resident, needs = self.resident[head], self._needs[head]
         there = np.flatnonzero(resident)
@@ -162,9 +160,7 @@ class WaveBuffer:
         self._sizes = sizes.cpu().numpy()
         self._offsets = _offsets(self._sizes)
         self._buffer = torch.zeros(0, store.record, dtype=store.dtype, device=device)
-        self.cache = (
-            BlockCache(self._sizes, blocks=cache_blocks, like=self._buffer) if cache_blocks else None
-        )
+        self.cache = BlockCache(self._sizes, blocks=cache_blocks, like=self._buffer) if cache_blocks else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="wave-cache")
         self._pending: Future[None] | None = None
         self._next_use: list[Int64[np.ndarray, "head rank"]] = []
@@ -245,7 +241,9 @@ class WaveBuffer:
         if misses.tokens:
             self.store.gather(misses, out)
         if hits.tokens:
-            rows, places = (torch.from_numpy(r).to(out.device) for r in (self.cache.rows(hits), hits.targets()))
+            rows, places = (
+                torch.from_numpy(r).to(out.device) for r in (self.cache.rows(hits), hits.targets())
+            )
             out.index_copy_(0, places, self.cache.memory.flatten(0, 1).index_select(0, rows))
 
     def _priorities(self, clusters: Int64[Tensor, "head rank"]) -> Int64[np.ndarray, "run"]:

@@ -30,7 +30,7 @@ class Tiles:
 def grid_tiles(rows: int, columns: int, *, height: int, breadth: int, rings: int = 1) -> Tiles:
     """Tiles of `height` x `breadth` tokens of a grid whose columns go around the globe.
 
-    `rings` of neighbours, 0 for none; beyond a pole there are none. Raises ValueError where tiles do not divide the grid.
+    `rings` of neighbours, 0 for none; beyond a pole there are none. Raises ValueError where tiles do not fit.
     """
     if rings < 0 or min(height, breadth) < 1 or rows % height or columns % breadth:
         raise ValueError(
@@ -70,9 +70,10 @@ def attend_field(
     """The attention of every token to every token, differentiable, with cluster membership taken as given.
 
     `retrieval` is the share of clusters that a tile attends to exactly, more only where its own and its neighbours'
-    are more. `second_order` corrects the estimate for the spread of keys in clusters. Clusters are ranked by their estimated weight for `samples` queries of the tile. With several `passes`
-    keys and values go by once, in cluster order, a part at a time, and every tile takes what it chose of each: memory for
-    keys and values shrinks with the passes. Raises ValueError for budgets that are none.
+    are more. `second_order` corrects the estimate for the spread of keys in clusters. Clusters are ranked by their
+    estimated weight for `samples` queries of the tile. With several `passes` keys and values go by once, in cluster
+    order, one part after the other, and every tile takes what it chose of each. Raises ValueError for budgets that are
+    none.
     """
     if not 0 <= retrieval <= 1 or min(samples, passes) < 1:
         raise ValueError(
@@ -97,9 +98,9 @@ class _Head:
         self, q: Tensor, records: Tensor, index: WaveIndex, head: int, variance: Tensor | None, tiles: Tiles
     ) -> None:
         self.tiles, self.queries = tiles, q[tiles.tokens]  # (tile, query, dim)
-        self.variance = variance
+        self.variance = None if variance is None else variance.to(q.dtype)
         one = 0 if len(index.order) == 1 else head  # clusters may be the same for all heads
-        self.means, self.value_means = index.means[head], index.value_means[head]
+        self.means, self.value_means = index.means[head].to(q.dtype), index.value_means[head].to(q.dtype)
         self.sizes, self.offsets = index.sizes[one], index.offsets[one]
         self.log_sizes = self.sizes.to(q.dtype).log()
         self.labels = index.labels()[one]
@@ -115,7 +116,9 @@ class _Head:
         asked = self.queries.detach()[:, some]
         means, variance = self.means.detach(), None if self.variance is None else self.variance.detach()
         found = []
-        for part, near in zip(*(x.split(max(_RANKED_AT_ONCE // (clusters * len(some)), 1)) for x in (asked, own))):
+        for part, near in zip(
+            *(x.split(max(_RANKED_AT_ONCE // (clusters * len(some)), 1)) for x in (asked, own))
+        ):
             logits = mean_scores(part.flatten(0, 1), means, variance) + self.log_sizes
             weight = logits.softmax(-1).view(len(part), -1, clusters).sum(1)
             found.append(weight.masked_fill_(near, torch.inf).topk(count, dim=1).indices)
@@ -147,7 +150,9 @@ class _Head:
         if self.variance is None:
             return _single(self.queries[tile], self.means, self.value_means, bias)
         scores = mean_scores(self.queries[tile], self.means, self.variance)
-        return attend_scores(scores.add_(bias) if not scores.requires_grad else scores + bias, self.value_means)
+        return attend_scores(
+            scores.add_(bias) if not scores.requires_grad else scores + bias, self.value_means
+        )
 
     def _exact(self, tile: int, chosen: Int64[Tensor, "rank"], records: Tensor, begin: int) -> Part:
         taken = records[self._rows(chosen) - begin]

@@ -162,7 +162,9 @@ def mean_scores(
     return scores + products(0.5 * scale**2 * q.square(), variance).clamp_max(_SECOND_ORDER_MOST)
 
 
-def key_variance(keys: Float[Tensor, "head token dim"], index: WaveIndex) -> Float[Tensor, "head cluster dim"]:
+def key_variance(
+    keys: Float[Tensor, "head token dim"], index: WaveIndex
+) -> Float[Tensor, "head cluster dim"]:
     """The variance of each component of the keys in each cluster."""
     labels = index.labels().expand(len(keys), -1)
     centred = keys - index.means.gather(1, labels.unsqueeze(-1).expand_as(keys))
@@ -191,7 +193,9 @@ def cluster_labels(
         centroids = _refined(grouped, centroids)
     if clustering.last_pass == "global" or segments == 1:
         return _nearest(centred, centroids.view(heads, clusters, dim))
-    of_segment = torch.arange(segments, device=keys.device).repeat(heads).unsqueeze(1) * (clusters // segments)
+    of_segment = torch.arange(segments, device=keys.device).repeat(heads).unsqueeze(1) * (
+        clusters // segments
+    )
     labels = (_nearest(grouped, centroids) + of_segment).view(heads, whole)
     last = centroids.view(heads, segments, -1, dim)[:, -1]
     beyond = _nearest(centred[:, whole:], last) + clusters - clusters // segments
@@ -199,7 +203,7 @@ def cluster_labels(
 
 
 def co_located(tokens: int, together: int, *, device: torch.device | None = None) -> Int64[Tensor, "1 token"]:
-    """Labels for clusters that need no search: runs of `together` tokens; raises ValueError where they do not divide."""
+    """Labels for clusters that need no search: runs of `together` tokens. Raises ValueError where they do not fit."""
     if tokens % together:
         raise ValueError(f"runs of {together} tokens do not divide {tokens} tokens")
     return (torch.arange(tokens, device=device) // together).unsqueeze(0)
@@ -220,9 +224,11 @@ def check_finite(*tensors: Tensor) -> None:
     """Raises ValueError for NaN or infinities: one would spread to every output by way of a cluster's mean."""
     for tensor in tensors:
         if not bool(torch.isfinite(tensor).all()):
-            bad: Bool[Tensor, "..."] = ~torch.isfinite(tensor)
+            bad: Bool[Tensor, ...] = ~torch.isfinite(tensor)
             where = tuple(bad.nonzero()[0].tolist())
-            raise ValueError(f"keys and values must be finite; {int(bad.sum())} are not, the first at {where}")
+            raise ValueError(
+                f"keys and values must be finite; {int(bad.sum())} are not, the first at {where}"
+            )
 
 
 def _flat(labels: Int64[Tensor, "head token"], clusters: int) -> Int64[Tensor, "head token"]:
@@ -275,4 +281,3 @@ def _sums(
 
 def _precise(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
