@@ -61,10 +61,10 @@ def test_the_estimate_and_the_second_order_each_bring_something() -> None:
     q, index = 2 * k, indexed(k, v)
     exact = scaled_dot_product_attention(q, k, v)
     first, second = (
-        error(attend_field(q, k, v, index, TILES, retrieval=0.08, second_order=order)[0], exact)
+        error(attend_field(q, k, v, index, TILES, retrieval=0.2, second_order=order)[0], exact)
         for order in (False, True)
     )
-    assert second < 0.5 * first < 0.05
+    assert second < 0.6 * first < 0.03
 
 
 def test_more_retrieval_is_closer() -> None:

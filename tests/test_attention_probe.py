@@ -1,7 +1,8 @@
 """What an index can and cannot do on keys of known kinds: a table that was measured elsewhere, within tolerance.
 
 64 queries over 16,384 tokens of width 64, clusters of 16, 1.8 % retrieved, 4 + 64 steady tokens. The numbers to meet
-are of keys of the same kinds drawn otherwise, so that the tolerance is wide: a third of each and more.
+are of keys of the same kinds drawn otherwise, so that the
+tolerance is wide: 0.13 of the mass, a factor of two and a half of an error.
 """
 
 import json
@@ -85,9 +86,9 @@ def test_the_probe_table_is_reproduced(kind: str, gain: float) -> None:
     measured = probe(make_context(kind, gain=gain))  # type: ignore[arg-type]
     expected = TABLE[kind, gain]
     for got, wanted in zip(measured[:3], expected[:3]):
-        assert got == pytest.approx(wanted, rel=0.35, abs=0.12)
+        assert got == pytest.approx(wanted, abs=0.13)
     for got, wanted in zip(measured[3:], expected[3:]):
-        assert got == pytest.approx(wanted, rel=0.5, abs=0.006 if gain < 3 else 0.1)
+        assert wanted / 2.5 - 0.003 < got < 2 * wanted + 0.003
 
 
 def test_what_the_table_says() -> None:

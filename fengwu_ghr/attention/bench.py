@@ -6,6 +6,7 @@ turns: each is new to whatever a cache holds.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -104,7 +105,7 @@ def bench_decode(
     steady = _ends(torch.cat([context.keys, context.values], -1))
     rows = []
     if where == "memory":
-        timed = [_timed(lambda q=q: full_attention(q, context.keys, context.values)) for q in queries]
+        timed = [_timed(partial(full_attention, q, context.keys, context.values)) for q in queries]
         size = context.keys.nbytes + context.values.nbytes
         rows.append(Row("full attention (torch)", 1.0, 0.0, min(timed), size / 1e6))
     note("full attention, streamed; pages")
@@ -274,7 +275,7 @@ def _prefill_seconds(bench: DecodeBench, context: Context) -> float:
 def _streamed(store: Store, steady: Tensor, queries: Sequence[Tensor]) -> Row:
     """The steady tokens are a 20,000th of the context: they are left out of the time, not of the count of bytes."""
     streamed = StreamedAttention(store)
-    seconds = [_timed(lambda q=q: streamed.decode(q), _forget(store)) for q in queries[:2]]
+    seconds = [_timed(partial(streamed.decode, q), _forget(store)) for q in queries[:2]]
     moved = streamed.buffer.report.bytes_moved / len(seconds)
     return Row("full attention, streamed", 1.0, 0.0, min(seconds), (moved + steady.nbytes) / 1e6)
 
@@ -295,7 +296,7 @@ def _pages(
         if error <= bench.max_error:
             break
     before = pages.buffer.report.bytes_moved
-    seconds = [_timed(lambda q=q: pages.decode(q, count), _forget(store)) for q in queries]
+    seconds = [_timed(partial(pages.decode, q, count), _forget(store)) for q in queries]
     moved = (pages.buffer.report.bytes_moved - before) / len(queries)
     index = pages.smallest.nbytes + pages.largest.nbytes
     return Row(
@@ -328,7 +329,7 @@ def _wave(
         if error <= bench.max_error:
             break
     before = wave.report.bytes_moved
-    seconds = [_timed(lambda q=q: wave.decode(q), _forget(store)) for q in queries]
+    seconds = [_timed(partial(wave.decode, q), _forget(store)) for q in queries]
     moved = (wave.report.bytes_moved - before) / len(queries)
     meta = index.means.nbytes + index.value_sums.nbytes
     size = round(index.tokens / index.clusters)

@@ -16,7 +16,7 @@ Kind = Literal["iid", "topics", "field", "tiles"]
 KINDS: tuple[Kind, ...] = ("iid", "topics", "field", "tiles")
 
 _TOPICS, _TOPIC_STRETCH, _TOPIC_RUN, _TOPIC_NOISE, _TOPIC_GAIN = 512, 16384, 3, 0.3, 2.0
-_KEY_LENGTH, _VALUE_LENGTH, _VALUE_MEAN = 1.4, 3.0, 0.25
+_KEY_LENGTH, _VALUE_LENGTH, _VALUE_MEAN = 1.3, 3.0, 0.25
 _TILE = 16
 
 

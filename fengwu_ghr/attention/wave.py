@@ -133,7 +133,8 @@ class WaveAttention:
             raise ValueError("a store and its index come together")
         self.settings, self.lock = settings, Lock()
         self._cache_blocks, self._policy = cache_blocks, policy
-        self.index, self.buffer = index, None
+        self.index = index
+        self.buffer: WaveBuffer | None = None
         self.spread: Spread | None = None
         self.norms = keys.new_zeros(keys.shape[0], 2)
         self._variance: Tensor | None = None

@@ -45,7 +45,9 @@ class Runs:
         ends = length.cumsum(1)
         head = np.broadcast_to(np.arange(len(clusters))[:, None], clusters.shape)
         counts = ends[:, -1] if clusters.shape[1] else np.zeros(len(clusters), np.int64)
-        return cls(*(part.ravel() for part in (head, clusters, start, length, ends - length)), counts)
+        return cls(
+            head.ravel(), clusters.ravel(), start.ravel(), length.ravel(), (ends - length).ravel(), counts
+        )
 
     @property
     def width(self) -> int:
@@ -57,8 +59,8 @@ class Runs:
 
     def where(self, chosen: np.ndarray) -> "Runs":
         """Some of the runs, to the same places."""
-        parts = (self.head, self.cluster, self.start, self.length, self.place)
-        return Runs(*(part[chosen] for part in parts), self.counts)
+        head, cluster, start = self.head[chosen], self.cluster[chosen], self.start[chosen]
+        return Runs(head, cluster, start, self.length[chosen], self.place[chosen], self.counts)
 
     def within(self) -> Int64[np.ndarray, "token"]:
         """The number of each token within its run."""
