@@ -50,9 +50,21 @@ Read the package in the order of this list: a module uses only modules above it.
   The network
     normalise             physical values <-> what the network sees
     attention.window      exact attention inside windows of the sphere
+    attention.partial     attention over part of the keys; how parts become the whole
+    attention.wave_index  keys of a context in clusters, their means and sums
+    attention.wave_store  where keys and values wait: host memory, a file
+    attention.wave_buffer  clusters fetched, and kept where they are wanted again
+    attention.certificate  a bound on the error of what is estimated
+    attention.wave        decoding over a context that does not fit
+    attention.certified   ... to a stated error
+    attention.wave_field  all tokens of a field to all, in tiles
+    attention.probe       keys of known kinds
+    attention.rivals      what wave attention is measured against
+    attention.bench       the measurements
     forcing               orography, land, sun: what a network may be told beside the state
     backbone              the 0.25-degree network on one page
     res                   the nine exchange what each did not see
+    joint                 global attention over all nine at once
     sharing               tendencies of the nine averaged with their neighbours
     diffusion             departures from the mean state, smoothed after every step
     transfer              its weights at 0.09 degrees: split, recombine, adapt per lead step
@@ -201,6 +213,7 @@ Read the package in the order of this list: a module uses only modules above it.
     verification_verbs    `fengwu-ghr verify` and `fengwu-ghr climatology`
     hindcast_verbs        `fengwu-ghr hindcast`
     nowcast_verbs         the verbs of `fengwu-ghr nowcast`
+    attention_verbs       `fengwu-ghr attention`
     cli                   the verbs of `fengwu-ghr`, thin
 """
 

@@ -22,6 +22,9 @@ EPSILON = 1e-6
 DECONVOLUTION = 3
 """Fields are finally spread from points three grid steps apart; the patch is that or a power of two times that."""
 
+JointKind = Literal["none", "means", "wave", "dense"]
+"""What a global block sees of the nine sub-fields: its own alone, the means of all, all estimated, all exactly."""
+
 Step = int | Int64[Tensor, ""]
 """A lead step, counted from 0; as a tensor where a graph is told it when it runs."""
 
@@ -36,7 +39,9 @@ class Architecture:
     last row; stride 3, 6 or 12 leaves none, one or two doublings to the decoder. `windows` take turns, then comes
     a global block. `res_after` lists the blocks that a RES block follows, `lora_steps` counts the sets of adapters,
     each of which serves `lora_group` lead steps in a row. `sharing` is how many points to every side a tendency is
-    averaged over (0: not at all); `diffusion` smooths departures from a mean state, by set of adapters. Input is
+    averaged over (0: not at all); `diffusion` smooths departures from a mean state, by set of adapters. `joint` has
+    the global blocks see all nine sub-fields (`joint_phase`: told which is which), `joint_retrieval` is the share of
+    the clusters that wave attention attends to exactly. Input is
     `history` states, the oldest first, and what `forcings` names; output is the next state or its tendency.
     """
 
@@ -65,6 +70,9 @@ class Architecture:
     forcings: tuple[Forcing, ...] = ()
     sharing: int = 0
     diffusion: bool = False
+    joint: JointKind = "none"
+    joint_phase: bool = False
+    joint_retrieval: float = 0.05
 
     def __post_init__(self) -> None:
         broken = [f"{rule} (got {value})" for holds, rule, value in self._rules() if not holds]
@@ -91,6 +99,9 @@ class Architecture:
         shared = self.sharing == 0 or (self.predicts == "tendency" and self.split == "pixel")
         yield shared and self.sharing >= 0, "tendencies and the pixel-level split for sharing", self.sharing
         yield self.lora_steps > 0 or not self.diffusion, "adapters, whose sets diffusion has", self.diffusion
+        told = self.joint != "none" or not self.joint_phase
+        yield told, "joint global attention for joint_phase", self.joint
+        yield 0 <= self.joint_retrieval <= 1, "a share from 0 to 1 in joint_retrieval", self.joint_retrieval
         ordered = tuple(forcing for forcing in FORCINGS if forcing in self.forcings)
         yield (
             ordered == self.forcings,
@@ -173,6 +184,10 @@ LinearFactory = Callable[[int, int], Linear]
 """Makes the layers that a transfer may adapt, from the widths of their input and output."""
 
 
+Mixer = Callable[[Tensor, Step | None], Tensor]
+"""From normed tokens and the lead step to what attention adds to each."""
+
+
 class Block(nn.Module):
     """Pre-norm attention, in windows or (`window` None) over the whole grid, then a two-layer perceptron."""
 
@@ -189,9 +204,14 @@ class Block(nn.Module):
         self.fc2 = linear(mlp_ratio * width, width)
 
     def forward(
-        self, tokens: Float[Tensor, "batch row column width"], step: Step | None = None
+        self,
+        tokens: Float[Tensor, "batch row column width"],
+        step: Step | None = None,
+        mixer: Mixer | None = None,
     ) -> Float[Tensor, "batch row column width"]:
-        tokens = tokens + self.attend(self.norm1(tokens), step)
+        """`mixer` takes the place of `attend`."""
+        mix = mixer or self.attend
+        tokens = tokens + mix(self.norm1(tokens), step)
         return tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens), step)), step)
 
     def attend(

@@ -107,6 +107,9 @@ def _facts_of_weights(a: Architecture) -> dict[str, str | int]:
         "predicts": a.predicts,
         "split": f"{a.split} level",
         "forcings": ", ".join(a.forcings) or "none",
+        "joint": "global blocks see one of the nine each"
+        if a.joint == "none"
+        else f"global blocks: {a.joint}",
         "sharing": f"over {a.sharing} points to every side" if a.sharing else "none",
         "diffusion": "of departures from the mean" if a.diffusion else "none",
         "adapters": sets if a.lora_steps else "none",

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fengwu_ghr import hindcast_verbs, model_verbs, nowcast_verbs, training_verbs, verification_verbs
+from fengwu_ghr import (
+    attention_verbs,
+    hindcast_verbs,
+    model_verbs,
+    nowcast_verbs,
+    training_verbs,
+    verification_verbs,
+)
 from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.options import (
     Budget,
@@ -42,6 +49,7 @@ app = typer.Typer(
 app.add_typer(model_verbs.app, name="models")
 app.add_typer(training_verbs.app, name="train")
 app.add_typer(nowcast_verbs.app, name="nowcast")
+app.add_typer(attention_verbs.app, name="attention")
 verification_verbs.add_to(app)
 hindcast_verbs.add_to(app)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fengwu_ghr.backbone import Architecture, Backbone, Block
 from fengwu_ghr.diffusion import Diffusion
+from fengwu_ghr.joint import Joint
 from fengwu_ghr.res import RES
 from fengwu_ghr.sharing import Sharing
 from fengwu_ghr.transfer import AdaptedLinear, TransferModel
@@ -53,6 +54,8 @@ def initialise(network: nn.Module, *, seed: int) -> None:
             _finish_backbone(part)
         elif isinstance(part, RES):
             _start_at_the_split(part)
+        elif isinstance(part, Joint) and part.phase is not None:
+            nn.init.zeros_(part.phase)
         elif isinstance(part, Sharing | Diffusion):
             part.start()
 

@@ -215,8 +215,9 @@ def write_graphs(
     for what a graph cannot hold.
     """
     shape = checkpoint.architecture
-    if shape.split != "pixel" or shape.forcings:
-        what = "forcings" if shape.forcings else "the token-level split"
+    if shape.split != "pixel" or shape.forcings or shape.joint != "none":
+        joint = "joint global attention" if shape.joint != "none" else "the token-level split"
+        what = "forcings" if shape.forcings else joint
         raise UsageError(f"{checkpoint.card.name} has {what}, which neither packaging has room for")
     grid = checkpoint.grid if where == "network" else NetworkGrid(shape.scale, "backbone")
     parts = _parts(checkpoint, grid, precision)

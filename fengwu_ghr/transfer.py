@@ -16,6 +16,7 @@ from fengwu_ghr.backbone import DECONVOLUTION, Architecture, Backbone, Linear, L
 from fengwu_ghr.diffusion import Diffusion, set_for
 from fengwu_ghr.forcing import STATIC, ForcingFields
 from fengwu_ghr.grid import NetworkGrid
+from fengwu_ghr.joint import Joint
 from fengwu_ghr.res import RES, SUBFIELDS, N, fold, unfold
 from fengwu_ghr.sharing import Sharing
 
@@ -113,6 +114,10 @@ class TransferModel(nn.Module):
         self.architecture = architecture
         self.backbone = Backbone(architecture, linear=_linear_factory(architecture))
         self.res = nn.ModuleList(RES(architecture) for _ in architecture.res_after)
+        globals_ = [index for index, block in enumerate(self.backbone.blocks) if block.window is None]
+        self.joint = nn.ModuleDict(
+            {str(index): Joint(architecture) for index in globals_ if architecture.joint != "none"}
+        )
         self.sharing: Sharing | None = None
         if architecture.sharing:
             rows = N * architecture.grid_shape[0]
@@ -255,6 +260,14 @@ class TransferModel(nn.Module):
             torch.add(newest[own], shared, out=target[own])
 
     def _run(self, tokens: Tensor, blocks: range, step: int, batch: int, together: int | None) -> Tensor:
+        start = blocks.start
+        for index in (index for index in blocks if str(index) in self.joint):
+            tokens = self._run_each(tokens, range(start, index), step, batch, together)
+            tokens = self.joint[str(index)](tokens, self.backbone.blocks[index], step)
+            start = index + 1
+        return self._run_each(tokens, range(start, blocks.stop), step, batch, together)
+
+    def _run_each(self, tokens: Tensor, blocks: range, step: int, batch: int, together: int | None) -> Tensor:
         for first in range(0, len(blocks), together or len(blocks) or 1):
             row = blocks[first : first + (together or len(blocks))]
             tokens = _join([self.backbone.run(some, row, step) for some in tokens.split(batch)])

@@ -69,6 +69,7 @@ class TorchStepper:
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute) -> None:
         check_compute(compute)
+        check_joint(checkpoint, compute)
         check_machine(compute)
         _make_reproducible(compute)
         self.network = checkpoint.grid
@@ -231,7 +232,9 @@ def activation_bytes(architecture: Architecture, batch: int) -> int:
     rows, columns = architecture.grid_shape
     tokens = architecture.token_shape[0] * architecture.token_shape[1]
     fields = batch * rows * columns * architecture.channels
-    hidden = batch * tokens * architecture.width * (architecture.mlp_ratio + 6)
+    # A global block that sees the nine together has all of them pass it at once.
+    passing = batch if architecture.joint == "none" else 9
+    hidden = passing * tokens * architecture.width * (architecture.mlp_ratio + 6)
     exchange = 8 * 9 * tokens * architecture.width if architecture.res_after else 0
     finest = tokens * 4**architecture.doublings * (*architecture.up_blocks, architecture.decoder_width)[-1]
     everywhere = 9 if architecture.split == "token" else batch
@@ -293,6 +296,20 @@ def check_compute(compute: Compute) -> None:
     for is_broken, rule in rules:
         if is_broken:
             raise UsageError(rule)
+
+
+def check_joint(checkpoint: Checkpoint, compute: Compute) -> None:
+    """Raises UsageError where global attention over all nine sub-fields meets settings that take blocks apart."""
+    asked = {
+        "compile": compute.compile, "cuda_graphs": compute.cuda_graphs, "ranks": compute.ranks > 1,
+        "paging": compute.paging,
+    }  # fmt: skip
+    given = [name for name, wanted in asked.items() if wanted]
+    if given and checkpoint.architecture.joint != "none":
+        raise UsageError(
+            f"{checkpoint.card.name} attends to all nine sub-fields at once, which works on one device without "
+            f"{', '.join(asked)}; got {', '.join(given)}: leave it out"
+        )
 
 
 def check_device(device: str) -> None:

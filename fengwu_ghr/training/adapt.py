@@ -180,7 +180,7 @@ def _architecture(stage: AdaptStage, source: Checkpoint) -> Architecture:
 
 def _is_trained(name: str, stage: AdaptStage) -> bool:
     part = part_of(name)
-    return part in {"res": ("res", "sharing"), "lora": ("adapters", "diffusion")}[stage.kind] or (
+    return part in {"res": ("res", "sharing", "joint"), "lora": ("adapters", "diffusion")}[stage.kind] or (
         part == "backbone" and stage.base_rate > 0
     )
 
@@ -190,6 +190,7 @@ def _parts(architecture: Architecture) -> list[tuple[bool, set[str]]]:
     return [
         (bool(architecture.res_after), {"res_after", "res_window", "res_mlp", "phase_embedding"}),
         (bool(architecture.sharing), {"sharing"}),
+        (architecture.joint != "none", {"joint", "joint_phase", "joint_retrieval"}),
         (bool(architecture.lora_steps), {"lora_rank", "lora_steps", "lora_alpha", "lora_group", "diffusion"}),
     ]
 

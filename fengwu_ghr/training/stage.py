@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fengwu_ghr.backbone import Architecture
+from fengwu_ghr.backbone import Architecture, JointKind
 from fengwu_ghr.config import Section
 from fengwu_ghr.training.loop import TrainSettings
 from fengwu_ghr.training.losses import LossSettings
@@ -28,6 +28,12 @@ class RESSettings(Section):
     # Left out where it is not used, so that what was trained before it was there stays what it is.
     sharing: int = Field(0, ge=0, le=4, exclude_if=lambda radius: radius == 0)
     """Over so many points to every side the nine share their tendencies; at 0 they do not."""
+    joint: JointKind = Field("none", exclude_if=lambda kind: kind == "none")
+    """Whether the trunk's global blocks see all nine sub-fields, and how: wave, dense, means."""
+    joint_phase: bool = Field(False, exclude_if=lambda told: not told)
+    """Whether those are told which of the nine a token comes from."""
+    joint_retrieval: float = Field(0.05, ge=0, le=1, exclude_if=lambda share: share == 0.05)
+    """The share of clusters that wave attention attends to exactly."""
 
 
 class AdapterSettings(Section):
@@ -113,7 +119,14 @@ class AdaptStage(Section):
         period, res = len(base.windows) + 1, self.res
         after = tuple(range(period - 1, base.depth, period)) if res.after is None else res.after
         return replace(
-            base, res_after=after, res_mlp=res.mlp, phase_embedding=res.phase_embedding, sharing=res.sharing
+            base,
+            res_after=after,
+            res_mlp=res.mlp,
+            phase_embedding=res.phase_embedding,
+            sharing=res.sharing,
+            joint=res.joint,
+            joint_phase=res.joint_phase,
+            joint_retrieval=res.joint_retrieval,
         )
 
     def _with_adapters(self, base: Architecture) -> Architecture:
