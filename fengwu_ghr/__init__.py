@@ -182,7 +182,7 @@ Read the package in the order of this list: a module uses only modules above it.
   The nowcast
     nowcast.sequence      reflectivity at evenly spaced times: the noun of the nowcast
     nowcast.child         what needs pysteps, in a process of its own
-    nowcast.pysteps_child that process: importers, and the baselines of pysteps
+    nowcast.pysteps_child  that process: importers, and the baselines of pysteps
     nowcast.radar         radar files -> a sequence, or what is wrong with them
     nowcast.events        which sequences train, validate and test; the windows cut from each
     nowcast.storms        generated storms, for pretraining and the demonstration

@@ -223,7 +223,7 @@ def _show_scores(name: str, sums: "Scored") -> None:
 
 
 def _use_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
+    from fengwu_ghr.nowcast.predict import use_threads
 
-        torch.set_num_threads(threads)
+    if threads is not None:
+        use_threads(threads)

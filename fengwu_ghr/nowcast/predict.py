@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from fengwu_ghr.errors import InputError
+from fengwu_ghr.errors import InputError, UsageError
 from fengwu_ghr.nowcast.model import DOWN, SCALE, NowcastNet
 from fengwu_ghr.nowcast.motion import Motion, estimate_motion, places_along, sample
 from fengwu_ghr.nowcast.samples import network_fields
@@ -20,6 +20,13 @@ NO_ECHO = 7.0
 _AT_ONCE = 4  # leads decoded together: more were not faster, and each takes memory
 
 Frame = Float32[np.ndarray, "row column"]
+
+
+def use_threads(count: int) -> None:
+    """Networks of this process compute on so many threads. Raises UsageError for less than one."""
+    if count < 1:
+        raise UsageError(f"a nowcast needs one thread or more; got {count}")
+    torch.set_num_threads(count)
 
 
 @dataclass(frozen=True, eq=False)
