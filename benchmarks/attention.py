@@ -21,8 +21,8 @@ CERTIFIED: tuple[tuple[Kind, float], ...] = (
 )  # fmt: skip
 
 
-def decode_table(bench: DecodeBench, *, where: str, folder: Path) -> None:
-    rows, build = bench_decode(bench, where=where, folder=folder, note=lambda _: None)  # type: ignore[arg-type]
+def decode_table(bench: DecodeBench, *, where: str, folder: Path, threads: int) -> None:
+    rows, build = bench_decode(bench, where=where, folder=folder, note=lambda _: None, threads=threads)  # type: ignore[arg-type]
     print(f"\n### Decoding over {bench.tokens} tokens, {bench.heads} heads, keys and values in {where}\n")
     print("| attention | tokens read | mean error | ms a decode | MB a decode |\n|---|---|---|---|---|")
     for row in rows:
@@ -97,10 +97,10 @@ def main() -> None:
     with torch.inference_mode(), tempfile.TemporaryDirectory(dir=".") as folder:
         if "memory" in arguments.parts:
             bench = DecodeBench(arguments.tokens, heads=arguments.heads)
-            decode_table(bench, where="memory", folder=Path(folder))
+            decode_table(bench, where="memory", folder=Path(folder), threads=arguments.threads)
         if "file" in arguments.parts:
             bench = DecodeBench(arguments.long, heads=1, iterations=3)
-            decode_table(bench, where="file", folder=Path(folder))
+            decode_table(bench, where="file", folder=Path(folder), threads=arguments.threads)
         if "field" in arguments.parts:
             field_table()
         if "certificate" in arguments.parts:

@@ -73,14 +73,10 @@ def bench(
 def _measure(
     settings: dict[str, Any], where: Literal["memory", "file"], folder: Path, threads: int, note: Any
 ) -> "tuple[list[Row], Build]":
-    import torch
-
     from fengwu_ghr.attention.bench import DecodeBench, bench_decode
 
-    torch.set_num_threads(threads)
     try:
-        with torch.inference_mode():
-            return bench_decode(DecodeBench(**settings), where=where, folder=folder, note=note)
+        return bench_decode(DecodeBench(**settings), where=where, folder=folder, note=note, threads=threads)
     except ValueError as error:  # such as a field of a length that is no square
         raise UsageError(str(error)) from error
 

@@ -89,13 +89,15 @@ class Build:
         return self.seconds / self.prefill_seconds
 
 
+@torch.inference_mode()
 def bench_decode(
-    bench: DecodeBench, *, where: Where, folder: Path, note: Callable[[str], None]
+    bench: DecodeBench, *, where: Where, folder: Path, note: Callable[[str], None], threads: int = 1
 ) -> tuple[list[Row], Build]:
     """Rows for full attention, full attention streamed, page retrieval, the oracle and wave attention.
 
     With a file, the system's page cache is emptied before every decode that reads it.
     """
+    torch.set_num_threads(threads)
     note(f"making {bench.tokens} tokens for {bench.heads} heads")
     context = bench.context()
     queries = context.queries.split(bench.share, 1)
