@@ -94,10 +94,12 @@ def rounding(
 ) -> Float[Tensor, "head share"]:
     """The most that float arithmetic is taken to add to an output, given the largest norms of keys and values.
 
-    A logit is rounded in proportion to s |q| |k|, and a weight as its logit.
+    A logit is a sum of d products, whose roundings add up as a random walk (Higham and Mary, 2019): √d eps/2 of
+    s |q| |k|, here twice that; a weight errs as its logit, an output by as much of the largest value.
     """
-    logits = q.norm(dim=-1) * q.shape[-1] ** -0.5 * norms[:, :1]
-    return 4 * torch.finfo(q.dtype).eps * (1 + logits) * norms[:, 1:]
+    dim = q.shape[-1]
+    logits = q.norm(dim=-1) * dim**-0.5 * norms[:, :1]
+    return torch.finfo(q.dtype).eps * (8 + dim**0.5 * logits) * norms[:, 1:]
 
 
 def _spread_of_head(head: int, keys: Tensor, values: Tensor, index: WaveIndex) -> tuple[Tensor, ...]:
