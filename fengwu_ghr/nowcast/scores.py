@@ -91,7 +91,10 @@ def fraction_sums(forecast: Field, observed: Field) -> Sums:
 
 
 def band_powers(forecast: Field, observed: Field) -> Sums:
-    """POWERS by band of wavelengths: radially averaged, of fields that are dry where either is not known."""
+    """POWERS by band of wavelengths, whatever their direction, of fields that are dry where either is not known.
+
+    In dBZ²: over all wavelengths they add up to the variance.
+    """
     known = ~(np.isnan(forecast) | np.isnan(observed))
     f, o = (np.fft.rfft2(np.where(known, values, 0)) for values in (forecast, observed))
     rows, columns = observed.shape
@@ -102,7 +105,7 @@ def band_powers(forecast: Field, observed: Field) -> Sums:
     products = (np.abs(f) ** 2, np.abs(o) ** 2, (f * o.conj()).real)
     bands = [(radius > 1 / longest) & (radius <= 1 / shortest) for shortest, longest in BANDS_KM]
     sums = {
-        name: np.array([(values * sides)[band].sum() / values.size for band in bands])
+        name: np.array([(values * sides)[band].sum() / observed.size**2 for band in bands])
         for name, values in zip(POWERS, products)
     }
     return Sums(np.ones(len(bands)), sums)

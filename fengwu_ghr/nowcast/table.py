@@ -77,7 +77,7 @@ class Compared:
         at = {threshold: THRESHOLDS.index(threshold) for threshold in THRESHOLDS}
 
         def shown(score: str, sums: Sums, threshold: float, *, interval: bool = False) -> str:
-            part = sums[..., at[threshold]]
+            part = sums[..., [at[threshold]]]
             return _with_interval(SCORES[score], part) if interval else _number(SCORES[score](part))
 
         powers = power_ratio(scored.powers.total()) if 60 in scored.minutes else None
@@ -101,10 +101,10 @@ class Compared:
         """HSS of one method less that of another, pooled, with the interval of the paired difference."""
         chosen = _between(self.test[one].minutes, *POOLED_MINUTES)
         place = THRESHOLDS.index(threshold)
-        pair = [pooled(self.tables(name, tuned=tuned), chosen)[..., place] for name in (one, other)]
+        pair = [pooled(self.tables(name, tuned=tuned), chosen)[..., [place]] for name in (one, other)]
         interval = bootstrap(lambda a, b: hss(a) - hss(b), *pair, block=1)
         values = hss(pair[0]) - hss(pair[1]), interval.lower, interval.upper
-        return "{:+.3f} ({:+.3f} ... {:+.3f})".format(*map(float, values))
+        return "{:+.3f} ({:+.3f} ... {:+.3f})".format(*(float(value.item()) for value in values))
 
     def details(self) -> Iterator[dict[str, object]]:
         """Every score by method, event (all of them as `all`), threshold and lead."""
@@ -192,4 +192,5 @@ def _with_interval(score: Callable[[Sums], Float64[np.ndarray, "*axes"]], sums: 
 
 
 def _number(value: object) -> str:
-    return "-" if not np.isfinite(float(value)) else f"{float(value):.3f}"  # type: ignore[arg-type]
+    number = float(np.asarray(value).item())
+    return f"{number:.3f}" if np.isfinite(number) else "-"
