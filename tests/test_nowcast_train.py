@@ -66,7 +66,7 @@ def test_it_learns_and_a_stop_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_dynamic_loss_forecasts_more_strong_echoes() -> None:
     """The same weights, sample and seed: with weights on intense pixels the pull is upward where echoes are missed."""
-    numbers = range(60, 64)
+    numbers = range(40, 64)  # late in training, when the weights have grown
     pulls = []
     for plain in (True, False):
         task = NowcastTask(settings(plain_loss=plain))
