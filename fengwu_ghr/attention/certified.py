@@ -70,24 +70,26 @@ def _search(wave: WaveAttention, q: Tensor, max_error: float) -> Certified:
         if not bool(open_.any()):
             share = (index.sizes * retrieved).sum(1) / index.sizes.sum(1)
             return Certified(out, bound, share, fell_back)
-        wanted = _wanted(terms - lse.unsqueeze(-1), out.norm(dim=-1) * max_error / (1 + max_error))
+        # By share of each query's own denominator: those of a group differ by orders of magnitude.
+        shares = terms - lse.unsqueeze(-1)
+        wanted = _wanted(shares, out.norm(dim=-1) * max_error / (1 + max_error))
         allowed = (_WORTHWHILE * index.clusters) - retrieved.sum(1)
         fell_back |= open_ & (wanted > allowed)
         wanted = torch.where(fell_back, index.clusters, wanted).masked_fill(~open_, 0)
-        exact, retrieved = _more(wave, q, exact, terms, retrieved, wanted)
+        exact, retrieved = _more(wave, q, exact, shares, retrieved, wanted)
 
 
 def _more(
     wave: WaveAttention,
     q: Tensor,
     exact: Part,
-    terms: Tensor,
+    shares: Tensor,
     retrieved: Tensor,
     wanted: Int64[Tensor, "head"],
 ) -> tuple[Part, Tensor]:
-    """So many more clusters of each head are exact, those of the largest terms."""
+    """So many more clusters of each head are exact, those of the largest shares."""
     left = int((~retrieved).sum(1).max())
-    order = terms.amax(1).masked_fill(retrieved, -torch.inf).argsort(1, descending=True)
+    order = shares.amax(1).masked_fill(retrieved, -torch.inf).argsort(1, descending=True)
     rank = torch.arange(retrieved.shape[1], device=q.device)
     limit = torch.minimum(wanted, (~retrieved).sum(1)).unsqueeze(1)
     clusters = torch.where((rank < limit) & ~retrieved.gather(1, order), order, -1)
