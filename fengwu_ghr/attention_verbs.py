@@ -3,6 +3,7 @@
 import json
 import tempfile
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -90,9 +91,7 @@ def _show(length: int, rows: "list[Row]", build: "Build") -> None:
             row.name,
             f"{100 * row.budget:.3g} %",
             f"{100 * row.error:.2g} %",
-            "-" if row.seconds != row.seconds else f"{1000 * row.seconds:.1f}",
-            "-" if row.seconds != row.seconds else f"{slowest.seconds / row.seconds:.1f}",
-            "-" if row.megabytes != row.megabytes else f"{row.megabytes:.1f}",
+            *_figures(1000 * row.seconds, slowest.seconds / row.seconds, row.megabytes),
         )
         for row in rows
     ]
@@ -100,3 +99,8 @@ def _show(length: int, rows: "list[Row]", build: "Build") -> None:
     console.show_table(f"{length} tokens", columns, shown)
     of_prefill = f"{100 * build.share:.2g} % of the causal prefill at the rate measured here"
     console.show_facts("Index", [("built in", f"{console.human_duration(build.seconds)}, {of_prefill}")])
+
+
+def _figures(*values: float) -> list[str]:
+    """To one decimal; what was not measured is a dash."""
+    return ["-" if isnan(value) else f"{value:.1f}" for value in values]

@@ -193,10 +193,15 @@ def save(folder: Path, model: TransferModel, *, card: ModelCard) -> Checkpoint:
     return Checkpoint.open(folder)
 
 
-def put_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """What `write` makes of a new folder stands there durably, whole or not at all; raises OutputError."""
+def check_absent(folder: Path) -> None:
+    """Raises OutputError where a file or folder has this name already."""
     if folder.exists():
         raise OutputError(f"{folder} exists already; choose another folder or remove it")
+
+
+def put_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """What `write` makes of a new folder stands there durably, whole or not at all; raises OutputError."""
+    check_absent(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +17,8 @@ from typing import Any, Literal, cast
 import numpy as np
 from pydantic import ValidationError
 
-from fengwu_ghr.checkpoint import Checkpoint, hash_of
-from fengwu_ghr.durable import flush_tree
-from fengwu_ghr.errors import OutputError, UsageError
+from fengwu_ghr.checkpoint import Checkpoint, hash_of, put_folder
+from fengwu_ghr.errors import UsageError
 from fengwu_ghr.grid import SCALES, NetworkGrid
 from fengwu_ghr.model_card import CARD, Graph, ModelCard, OnnxPackage, Statistics, explain, write_card
 from fengwu_ghr.normalise import Normalisation
@@ -128,34 +126,19 @@ def describe(files: Sequence[OnnxFile], about: About, *, beside: Path) -> ModelC
 
 def save_package(files: Sequence[OnnxFile], card: ModelCard, output: Path) -> Checkpoint:
     """The card and the files in a new folder, whole or not at all. Raises OutputError."""
-    check_absent(output)
     sources = list(dict.fromkeys(path for file in files for path in (file.path, *file.external)))
     if clash := [source for source in sources if source.name == CARD]:
         raise UsageError(
             f"{clash[0]} has the name of a checkpoint's card; rename it, and save the model again"
         )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-            made = Path(temporary, output.name)
-            made.mkdir()
-            for source in sources:
-                _link(source, made / source.name)
-            sums = {source.name: hash_of(source) for source in sources}
-            write_card(made, _with_files(card, sums))
-            flush_tree(made)
-            made.rename(output)
-    except OSError as error:
-        raise OutputError(
-            f"{output} could not be written: {error}; see to the disk or choose another"
-        ) from error
+
+    def write(made: Path) -> None:
+        for source in sources:
+            _link(source, made / source.name)
+        write_card(made, _with_files(card, {source.name: hash_of(source) for source in sources}))
+
+    put_folder(output, write)
     return Checkpoint.open(output)
-
-
-def check_absent(output: Path) -> None:
-    """Raises OutputError where a file or folder has this name already."""
-    if output.exists():
-        raise OutputError(f"{output} exists already; choose another folder or remove it")
 
 
 def _with_files(card: ModelCard, sums: dict[str, str]) -> ModelCard:

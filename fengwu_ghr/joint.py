@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from fengwu_ghr.attention.wave_field import Tiles, attend_field
-from fengwu_ghr.attention.wave_index import co_located, index_of
+from fengwu_ghr.attention.wave_index import co_located, index_of, region_order
 from fengwu_ghr.backbone import Architecture, Block, JointKind, Step
 from fengwu_ghr.res import SUBFIELDS
 
@@ -101,7 +101,7 @@ def _tiles(down: int, across: int) -> Tiles:
         max(size for size in range(1, most + 1) if length % size == 0)
         for length, most in zip((down, across), _TILE)
     )
-    grid = torch.arange(down * across).view(down // height, height, across // breadth, breadth)
-    place = grid.transpose(1, 2).reshape(-1, height * breadth, 1)
+    regions = region_order(down, across, down=down // height, across=across // breadth)
+    place = regions.view(-1, height * breadth, 1)
     tokens = (place * SUBFIELDS + torch.arange(SUBFIELDS)).flatten(1)
     return Tiles(tokens, torch.arange(len(tokens)).unsqueeze(1))

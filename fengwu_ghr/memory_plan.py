@@ -128,8 +128,10 @@ def output_threads(compute: ComputeSection, threads: int) -> int:
 def compute_of(section: ComputeSection, checkpoint: Checkpoint, threads: int, batch: int) -> Compute:
     """What these settings come to; with precision auto it is measured, once in a process. Graphs have theirs."""
     compute = named_compute(section, threads, batch)
-    if checkpoint.onnx or section.precision != "auto":
-        return replace(compute, precision=engines.precision(checkpoint, compute.precision))
+    if checkpoint.onnx:
+        return replace(compute, precision=checkpoint.onnx.precision)
+    if section.precision != "auto":
+        return compute
     shape = checkpoint.architecture
     rows, columns = shape.token_shape
     found = fastest_precision(section.device, threads, width=shape.width, tokens=rows * columns)

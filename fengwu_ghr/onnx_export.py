@@ -19,8 +19,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from fengwu_ghr.backbone import Architecture
-from fengwu_ghr.checkpoint import Checkpoint, load_model
-from fengwu_ghr.convert import check_absent, costs, save_package
+from fengwu_ghr.checkpoint import Checkpoint, check_absent, load_model
+from fengwu_ghr.convert import costs, save_package
 from fengwu_ghr.diffusion import Diffusion
 from fengwu_ghr.durable import make_folder, writing
 from fengwu_ghr.errors import OutputError, UsageError

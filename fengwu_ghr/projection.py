@@ -79,13 +79,18 @@ class Projection:
         if "R" in self.words or "a" in self.words:
             a = float(self.words.get("R") or self.words["a"])
             b = a if "R" in self.words else float(self.words.get("b", a))
-            unit = 1000.0 if a < 1e4 else 1.0
-            return a * unit, b * unit
+            return a * self._unit, b * self._unit
         name = self.words.get("ellps") or self.words.get("datum", "GRS80")
         if name not in _ELLIPSOIDS:
             raise ValueError(f"the ellipsoids are {', '.join(_ELLIPSOIDS)}; got {name!r}")
         a, flattening = _ELLIPSOIDS[name]
         return a, a * (1 - flattening)
+
+    @property
+    def _unit(self) -> float:
+        """Metres of a length of the string."""
+        radius = self.words.get("R") or self.words.get("a", "inf")
+        return 1000.0 if float(radius) < 1e4 else 1.0
 
     @property
     def eccentricity(self) -> float:
@@ -96,8 +101,7 @@ class Projection:
         """x and y in metres of places in degrees."""
         turn = np.deg2rad((longitude - self.degrees("lon_0") + 180) % 360 - 180)
         x, y = _FORWARD[self.kind](self, np.deg2rad(latitude), turn)
-        unit = 1000.0 if "a" in self.words and float(self.words["a"]) < 1e4 else 1.0
-        false = (float(self.words.get(key, "0")) * unit for key in ("x_0", "y_0"))
+        false = (float(self.words.get(key, "0")) * self._unit for key in ("x_0", "y_0"))
         return x + next(false), y + next(false)
 
     def inverse(self, x: Points, y: Points) -> tuple[Points, Points]:

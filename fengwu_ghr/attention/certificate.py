@@ -59,7 +59,7 @@ def measure_spread(
     keys: Float[Tensor, "head token dim"], values: Float[Tensor, "head token dim"], index: WaveIndex
 ) -> Spread:
     """The spread of all clusters; keys and values are in the order in which the index was built."""
-    parts = [_spread_of_head(head, keys[head], values[head], index) for head in range(len(keys))]
+    parts = [_spread_of_head(keys[head], values[head], index.of(head)) for head in range(len(keys))]
     return Spread(*(torch.stack(column) for column in zip(*parts)))
 
 
@@ -102,13 +102,14 @@ def rounding(
     return torch.finfo(q.dtype).eps * (8 + dim**0.5 * logits) * norms[:, 1:]
 
 
-def _spread_of_head(head: int, keys: Tensor, values: Tensor, index: WaveIndex) -> tuple[Tensor, ...]:
+def _spread_of_head(keys: Tensor, values: Tensor, index: WaveIndex) -> tuple[Tensor, ...]:
     count, dim = index.clusters, keys.shape[-1]
+    key_means, value_means = index.means[0], index.value_means[0]
     direction = keys.new_zeros(count, dim)
     along_far, along_std, across_far, across_std, value_mean, value_std = keys.new_zeros(6, count)
-    for clusters, members, there in _by_size(index, head):
-        x = (keys[members] - index.means[head, clusters].unsqueeze(1)) * there
-        y = (values[members] - index.value_means[head, clusters].unsqueeze(1)) * there
+    for clusters, members, there in _by_size(index):
+        x = (keys[members] - key_means[clusters].unsqueeze(1)) * there
+        y = (values[members] - value_means[clusters].unsqueeze(1)) * there
         sizes = there.sum(1)
         u = _longest_axis(x)
         along = (x @ u.unsqueeze(-1)).squeeze(-1)
@@ -121,16 +122,16 @@ def _spread_of_head(head: int, keys: Tensor, values: Tensor, index: WaveIndex) -
         value_mean[clusters] = (y.norm(dim=-1).sum(1, keepdim=True) / sizes).squeeze(1)
         value_std[clusters] = _top_std(y, sizes)
     # The mean itself is rounded: what is measured about it is short by at most that.
-    floor = 1e-6 * index.means[head].norm(dim=-1)
+    floor = 1e-6 * key_means.norm(dim=-1)
     keys_spread = ((1 + _SLACK) * part + floor for part in (along_far, along_std, across_far, across_std))
-    value_floor = 1e-6 * index.value_means[head].norm(dim=-1)
+    value_floor = 1e-6 * value_means.norm(dim=-1)
     values_spread = ((1 + _SLACK) * part + value_floor for part in (value_mean, value_std))
     return (direction, *keys_spread, *values_spread)
 
 
-def _by_size(index: WaveIndex, head: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _by_size(index: WaveIndex) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Clusters of like sizes: their numbers, their members filled up to the same count, which of them are members."""
-    sizes, offsets, order = index.sizes[head], index.offsets[head], index.order[head]
+    sizes, offsets, order = index.sizes[0], index.offsets[0], index.order[0]
     widest = 1
     while widest < 2 * int(sizes.max()):
         clusters = ((sizes > widest // 2) & (sizes <= widest)).nonzero().squeeze(1)

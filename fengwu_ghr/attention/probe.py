@@ -9,8 +9,10 @@ from math import isqrt
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
+
+from fengwu_ghr.attention.wave_index import region_order
 
 Kind = Literal["iid", "topics", "field", "tiles"]
 KINDS: tuple[Kind, ...] = ("iid", "topics", "field", "tiles")
@@ -87,7 +89,8 @@ def _field(
     places = torch.randint(tokens, (heads, queries, 1), generator=g).expand(-1, -1, dim)
     asked = gain * keys.gather(1, places)
     if kind == "tiles":
-        keys, values = keys[:, _tiles(side)], values[:, _tiles(side)]
+        order = region_order(side, side, down=side // _TILE, across=side // _TILE)
+        keys, values = keys[:, order], values[:, order]
     return Context(keys.contiguous(), values.contiguous(), asked)
 
 
@@ -101,8 +104,3 @@ def smooth(
     fields = torch.fft.ifft2(torch.fft.fft2(noise) * damping).real
     fields = fields - fields.mean((1, 2), keepdim=True)
     return fields / fields.std((1, 2), keepdim=True)
-
-
-def _tiles(side: int) -> Int64[Tensor, "token"]:
-    grid = torch.arange(side * side).view(side // _TILE, _TILE, side // _TILE, _TILE)
-    return grid.transpose(1, 2).flatten()

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fengwu_ghr.attention.partial import Part, attend_part, attend_scores, merge
-from fengwu_ghr.attention.wave_index import WaveIndex, key_variance, mean_scores
+from fengwu_ghr.attention.wave_index import WaveIndex, key_variance, mean_scores, region_order
 
 _RANKED_AT_ONCE = 1 << 22
 
@@ -38,8 +38,7 @@ def grid_tiles(rows: int, columns: int, *, height: int, breadth: int, rings: int
             f"{rows} x {columns}, {rings} rings"
         )
     down, across = rows // height, columns // breadth
-    grid = torch.arange(rows * columns).view(down, height, across, breadth)
-    tokens = grid.transpose(1, 2).reshape(down * across, height * breadth)
+    tokens = region_order(rows, columns, down=down, across=across).view(down * across, -1)
     reach = torch.arange(-rings, rings + 1)
     near_rows = (torch.arange(down).unsqueeze(1) + reach).clamp(0, down - 1)
     near_columns = (torch.arange(across).unsqueeze(1) + reach) % across
@@ -83,7 +82,7 @@ def attend_field(
     variance = key_variance(k, index) if second_order else None
     for head in range(len(q)):
         spread = None if variance is None else variance[head]
-        one = _Head(q[head], torch.cat([k[head], v[head]], -1), index, head, spread, tiles)
+        one = _Head(q[head], torch.cat([k[head], v[head]], -1), index.of(head), spread, tiles)
         chosen = one.choose(retrieval, samples)
         exact += int(one.sizes[chosen].sum())
         results.append(one.attend(chosen, passes))
@@ -95,16 +94,15 @@ class _Head:
     """One head of a field, its keys and values in cluster order."""
 
     def __init__(
-        self, q: Tensor, records: Tensor, index: WaveIndex, head: int, variance: Tensor | None, tiles: Tiles
+        self, q: Tensor, records: Tensor, index: WaveIndex, variance: Tensor | None, tiles: Tiles
     ) -> None:
         self.tiles, self.queries = tiles, q[tiles.tokens]  # (tile, query, dim)
         self.variance = None if variance is None else variance.to(q.dtype)
-        one = 0 if len(index.order) == 1 else head  # clusters may be the same for all heads
-        self.means, self.value_means = index.means[head].to(q.dtype), index.value_means[head].to(q.dtype)
-        self.sizes, self.offsets = index.sizes[one], index.offsets[one]
+        self.means, self.value_means = index.means[0].to(q.dtype), index.value_means[0].to(q.dtype)
+        self.sizes, self.offsets = index.sizes[0], index.offsets[0]
         self.log_sizes = self.sizes.to(q.dtype).log()
-        self.labels = index.labels()[one]
-        self.records = records[index.order[one]]
+        self.labels = index.labels()[0]
+        self.records = records[index.order[0]]
 
     def choose(self, retrieval: float, samples: int) -> Int64[Tensor, "tile rank"]:
         """The clusters that each tile attends to exactly, in the order of the store."""

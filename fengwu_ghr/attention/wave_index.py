@@ -88,6 +88,12 @@ class WaveIndex:
     def value_means(self) -> Float[Tensor, "head cluster dim"]:
         return self.value_sums / self.sizes.clamp_min(1).unsqueeze(-1)
 
+    def of(self, head: int) -> "WaveIndex":
+        """One head alone; where clusters are the same for all heads, they are said once."""
+        mine = slice(head, head + 1)
+        shared = mine if len(self.order) > 1 else slice(0, 1)
+        return WaveIndex(self.means[mine], self.value_sums[mine], self.sizes[shared], self.order[shared])
+
     def labels(self) -> Int64[Tensor, "head token"]:
         """The cluster of each token."""
         heads, tokens = self.order.shape

@@ -48,11 +48,6 @@ def check(checkpoint: Checkpoint, compute: Compute) -> None:
         )
 
 
-def precision(checkpoint: Checkpoint, asked: str) -> str:
-    """What is computed in: graphs have a precision of their own, whatever was asked for."""
-    return checkpoint.onnx.precision if checkpoint.onnx else asked
-
-
 def ways_to_fit(checkpoint: Checkpoint) -> str:
     """What a user can do where a GPU does not hold the model."""
     if checkpoint.onnx:

@@ -23,7 +23,7 @@ from fengwu_ghr.engine.graph_pool import GraphPool
 from fengwu_ghr.engine.out_of_memory import is_out_of_memory, memory_errors
 from fengwu_ghr.engine.stepper import MasterState
 from fengwu_ghr.engine.torch_engine import VERSIONS, Compute, check_device
-from fengwu_ghr.errors import ConformanceError, ResourceError, UsageError
+from fengwu_ghr.errors import ConformanceError, UsageError
 from fengwu_ghr.model_card import Graph, OnnxPackage
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -257,8 +257,6 @@ class OnnxStepper:
         with memory_errors(_held(self._compute, graph.file)):
             try:
                 yield
-            except (UsageError, ResourceError):
-                raise
             except Exception as error:
                 is_its_own = isinstance(error, RuntimeError) or type(error).__module__.startswith(
                     "onnxruntime"
@@ -286,11 +284,9 @@ def _sum(value: Any) -> float:
 
 
 def _held(compute: Compute, what: str) -> str:
-    remedy = "free the GPU" if compute.device == "cuda" else "give a smaller --memory-budget"
-    return (
-        f"the memory of {compute.device} does not hold {what} and what it works on; {remedy}, so that fewer graphs "
-        "stay loaded"
-    )
+    fewer = "give a smaller --memory-budget, so that fewer graphs stay loaded"
+    remedy = "free the GPU" if compute.device == "cuda" else fewer
+    return f"the memory of {compute.device} does not hold {what} and what it works on; {remedy}"
 
 
 def _numpy(dtype: torch.dtype) -> Any:

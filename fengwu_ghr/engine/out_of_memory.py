@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fengwu_ghr.errors import ResourceError
+from fengwu_ghr.errors import FengwuError, ResourceError
 
 _WORDS = ("allocate memory", "bad_alloc", "out of memory", "BFCArena")
 
@@ -22,7 +22,7 @@ def memory_errors(message: str) -> Iterator[None]:
     """Raises ResourceError with this message, and the words of the error, where memory runs out within."""
     try:
         yield
-    except ResourceError:
+    except FengwuError:  # whoever raised it has said what it is
         raise
     except Exception as error:
         if not is_out_of_memory(error):

@@ -7,16 +7,15 @@ import numpy as np
 
 from fengwu_ghr.nowcast.baselines import own_extrapolation, persistence
 from fengwu_ghr.nowcast.comparison import INPUTS
-from fengwu_ghr.nowcast.forecast import NowcastResult, run_nowcast
+from fengwu_ghr.nowcast.forecast import ECHO, NowcastResult, run_nowcast
 from fengwu_ghr.nowcast.pictures import animate, draw_panels
-from fengwu_ghr.nowcast.predict import predict
 from fengwu_ghr.nowcast.scores import Scored, score_frame, scored
 from fengwu_ghr.nowcast.sequence import RadarSequence
 from fengwu_ghr.nowcast.storms import generate_storms
 from fengwu_ghr.nowcast.weights import resolve_nowcast
 from fengwu_ghr.progress import Progress
+from fengwu_ghr.store import RunStore
 
-MODEL = "impa-net-advection"
 SEED, SIZE, MINUTES = 2026, 256, 5
 """Of the storms; no training draws this seed."""
 
@@ -28,7 +27,7 @@ class Demonstrated:
     pictures: tuple[Path, ...]
 
 
-def run_nowcast_demo(folder: Path, *, model: str = MODEL, progress: Progress) -> Demonstrated:
+def run_nowcast_demo(folder: Path, *, model: str, progress: Progress) -> Demonstrated:
     """Two hours of generated storms are nowcast, written, scored against what came, and drawn; all in the folder."""
     chosen = resolve_nowcast(model)
     leads = chosen.card.architecture.leads
@@ -38,12 +37,19 @@ def run_nowcast_demo(folder: Path, *, model: str = MODEL, progress: Progress) ->
         seen, chosen, folder / "nowcast.zarr", grib=folder / "grib", overwrite=True, progress=progress
     )
     made = {
-        chosen.card.name: np.stack(list(predict(chosen.network(), seen, leads=leads))),
+        chosen.card.name: _stored(result),
         "extrapolation": own_extrapolation(seen, leads=leads),
         "persistence": persistence(seen, leads=leads),
     }
     sums = {name: _sums(frames, came) for name, frames in made.items()}
     return Demonstrated(result, sums, _draw(folder, made, came, seen))
+
+
+def _stored(result: NowcastResult) -> np.ndarray:
+    """The forecast as it was written, lead after lead."""
+    with RunStore.open(result.store) as store:
+        leads = [lead for lead in store.committed(result.initial_time) if lead]
+        return np.stack([store.read(ECHO, result.initial_time, lead) for lead in leads])
 
 
 def _sums(frames: np.ndarray, came: np.ndarray) -> Scored:

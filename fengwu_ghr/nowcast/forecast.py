@@ -101,10 +101,11 @@ def run_nowcast(
         "source": f"fengwu_ghr {version('fengwu_ghr')}",
     }
     with RunStore.create(output, plan, attributes, overwrite=overwrite) as store:
-        _begin(store, began, _provenance(frames, model))
+        provenance = _provenance(frames, model)
+        _begin(store, began, provenance)
         if grib is not None:
-            claimed = _provenance(frames, model)["identity"]
-            claim_grib_folder(grib, began, identity=claimed, channels=(ECHO,), overwrite=overwrite)
+            identity = provenance["identity"]
+            claim_grib_folder(grib, began, identity=identity, channels=(ECHO,), overwrite=overwrite)
         sinks, files = _sinks(store, frames.grid, began, grib)
         started, spent = perf_counter(), 0.0
         progress.begin("nowcast", 0, asked)

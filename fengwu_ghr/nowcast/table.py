@@ -80,21 +80,13 @@ class Compared:
             part = sums[..., [at[threshold]]]
             return _with_interval(SCORES[score], part) if interval else _number(SCORES[score](part))
 
-        powers = power_ratio(scored.powers.total()) if 60 in scored.minutes else None
-        spectra = (
-            [_number(v) for v in powers[scored.minutes.index(60)]]
-            if powers is not None
-            else ["-"] * len(BANDS_KM)
-        )
-        if not scored.powers.sums["forecast_power"].any():
-            spectra = ["-"] * len(BANDS_KM)
         return (
             method,
             shown("HSS", plain, 35.0, interval=True), shown("bias", plain, 35.0),
             shown("HSS", tuned, 35.0, interval=True), shown("bias", tuned, 35.0),
             shown("HSS", plain, 45.0, interval=True), shown("POD", plain, 45.0), shown("FAR", plain, 45.0),
             shown("bias", plain, 45.0), shown("HSS", tuned, 45.0, interval=True), shown("HSS", plain, 20.0),
-            *spectra,
+            *_powers_of_an_hour(scored),
         )  # fmt: skip
 
     def difference(self, one: str, other: str, threshold: float, *, tuned: bool = True) -> str:
@@ -179,6 +171,13 @@ def _events(units: Sequence[str]) -> Iterator[tuple[str, Bool[np.ndarray, " unit
     yield "all", np.ones(len(units), bool)
     for name in dict.fromkeys(names):
         yield name, np.array([name == other for other in names])
+
+
+def _powers_of_an_hour(scored: Scored) -> list[str]:
+    """By band, over those observed, at 60 minutes; chances of an event have none."""
+    if 60 not in scored.minutes or not scored.powers.sums["forecast_power"].any():
+        return ["-"] * len(BANDS_KM)
+    return [_number(v) for v in power_ratio(scored.powers.total())[scored.minutes.index(60)]]
 
 
 def _between(minutes: Sequence[int], first: int, last: int) -> Bool[np.ndarray, " lead"]:

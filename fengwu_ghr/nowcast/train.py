@@ -25,7 +25,7 @@ from fengwu_ghr.progress import Progress
 from fengwu_ghr.training.dataset import draw, evenly_spaced
 from fengwu_ghr.training.loop import Ranks, Task, TrainSettings, run_loop
 from fengwu_ghr.training.record import last_validation
-from fengwu_ghr.verify.events import frequency_bias, hss
+from fengwu_ghr.verify.events import CELLS, frequency_bias, hss
 from fengwu_ghr.verify.statistics import Sums
 
 _FREE: Any = {"data": True, "train": {"validate_every", "save_every", "threads"}}
@@ -154,7 +154,7 @@ class NowcastTask(Task):
     def validate(self) -> dict[str, float]:
         """Mean squared error over that of no change, HSS and bias at 35 and 45 dBZ, of crops that stay the same."""
         device = next(self.network.parameters()).device
-        squared, still, tables = 0.0, 0.0, Sums.zeros(_CELLS, (1, len(_VALIDATED)))
+        squared, still, tables = 0.0, 0.0, Sums.zeros(CELLS, (1, len(_VALIDATED)))
         for made in self._validation:
             given = made.fields[None].to(device), torch.tensor([float(made.minutes)], device=device)
             forecast = self.network(*given, made.leads[None].to(device))[0].float().cpu()
@@ -237,14 +237,11 @@ def identity_of(settings: NowcastSettings) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-_CELLS = ("hit", "false_alarm", "miss", "correct_rejection")
-
-
 def _tables(forecast: Tensor, truth: Tensor, known: Tensor) -> Sums:
-    cells: dict[str, list[float]] = {name: [] for name in _CELLS}
+    cells: dict[str, list[float]] = {name: [] for name in CELLS}
     for threshold in _VALIDATED:
         said, came = (values >= threshold for values in (forecast, truth))
-        for name, where in zip(_CELLS, (said & came, said & ~came, ~said & came, ~said & ~came)):
+        for name, where in zip(CELLS, (said & came, said & ~came, ~said & came, ~said & ~came)):
             cells[name].append(float((where & known).sum()))
     sums = {name: np.array([counts]) for name, counts in cells.items()}
     return Sums(np.full((1, len(_VALIDATED)), float(known.sum())), sums)

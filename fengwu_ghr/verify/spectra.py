@@ -58,8 +58,9 @@ def spectral_sums(
 
 
 def power_ratio(sums: Sums) -> Float64[np.ndarray, "*batch wavenumber"]:
-    """Power of the forecast over that of the truth."""
-    return sums.mean("forecast_power") / sums.mean("truth_power")
+    """Power of the forecast over that of the truth; no number where neither has any."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return sums.mean("forecast_power") / sums.mean("truth_power")
 
 
 def coherence(sums: Sums) -> Float64[np.ndarray, "*batch wavenumber"]:
